@@ -1,0 +1,150 @@
+"""Answers about this machine and about experiments, before anything is run."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cluster.profiles import Profile
+from pipelines import experiment, memory, plan, pools, provenance
+from pipelines.plan import Plan
+from pipelines.wording import bytes_text, seconds_text
+
+from .engine import open_engine
+
+
+def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan]:
+    """A plan for each experiment of a study; kernels that share their parameters are timed once."""
+    resources = Profile.load(profile).resources()
+    return [
+        plan.make(
+            one,
+            pools.resolve(one),
+            root.resolve(),
+            workers=resources.workers,
+            worker_bytes=resources.memory,
+        )
+        for one in study.experiments
+    ]
+
+
+def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
+    """Rows for a table: what, how much, remark."""
+    rows = []
+    for m in made.matrices:
+        n, k = m.grid.n, m.grid.m
+        what = f"{n} x {k} entries, tiles of {m.grid.side}, {len(m.stores)} stored per pass"
+        present = len(m.needed & m.present)
+        rows.append((f"tiles ({m.role})", f"{len(m.missing)} missing, {present} present", what))
+    cost = made.cost
+    rows += [
+        (
+            "operations",
+            f"{cost.operations:.3g}",
+            f"and {cost.transcendentals:.3g} calls of exp, arccos or sqrt",
+        ),
+        ("disk", bytes_text(made.disk_bytes), f"{bytes_text(made.disk_free)} free under {made.root}"),
+        (
+            "memory of a worker",
+            bytes_text(made.worker.total),
+            f"each of {made.workers} may use {bytes_text(made.worker_limit)}",
+        ),
+        (
+            "memory of the solve",
+            bytes_text(made.solve_bytes),
+            f"{bytes_text(made.driver_limit)} free; {made.reason}",
+        ),
+        (
+            "expected time",
+            seconds_text(made.seconds),
+            f"tiles {seconds_text(made.gram_seconds)}, solve {seconds_text(made.solve_seconds)} (calibrated just now)",
+        ),
+    ]
+    problems = made.problems()
+    rows += [("does not fit", "", problem) for problem in problems]
+    return rows
+
+
+def shipped_rows() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Shipped experiments: name, kind, samples, expected time on this machine, description."""
+    header: tuple[str, ...] = ("name", "kind", "training samples", "expected time", "description")
+    speeds: dict[str, plan.Speed] = {}
+    workers = memory.cores()
+    rows: list[tuple[str, ...]] = []
+    for name, path in experiment.shipped().items():
+        study = experiment.load(path)
+        seconds = sum(_estimate(one, speeds, workers) for one in study.experiments)
+        sizes = sorted({_size(one) for one in study.experiments})
+        kind = f"table of {len(study.experiments)}" if study.is_table else "experiment"
+        rows.append((name, kind, ", ".join(str(s) for s in sizes), seconds_text(seconds), study.description))
+    return header, rows
+
+
+def doctor_facts(root: Path) -> dict[str, str]:
+    """Versions, BLAS, threads, GPU or why not, root reachable, which engine runs flows."""
+    facts = dict(provenance.versions())
+    blas = provenance.blas()
+    facts["python"] = provenance.machine()["python"]
+    facts["processor"] = f"{provenance.cpu_name()}, {memory.cores()} cores"
+    facts["memory free"] = bytes_text(memory.available_bytes())
+    facts["BLAS"] = f"{blas.get('library')} {blas.get('version')}, core type {blas.get('core_type')}"
+    facts["BLAS threads"] = f"{blas.get('threads')} in this process, 1 in each worker"
+    facts["GPU"] = provenance.gpu()
+    facts["path of kernels"] = "cupy" if not facts["GPU"].startswith("none") else "numpy"
+    facts["root"] = _reachable(root)
+    facts["plots"] = "matplotlib" if "matplotlib" in facts else "none: pip install 'megagram[plot]'"
+    facts["flows"] = open_engine().name
+    return facts
+
+
+def _reachable(root: Path) -> str:
+    """Whether a file can be written under a root, or under the folder that would hold it."""
+    folder = root.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    probe = folder / f".megagram-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        return f"{root.resolve()}: cannot be written ({error.strerror})"
+    state = "exists" if root.exists() else "will be made"
+    return f"{root.resolve()}: writable, {state}"
+
+
+# Samples of the named data sets: list must not read them.
+_POOLS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "digits": (1797, (8, 8, 1)),
+    "mnist": (60_000, (28, 28, 1)),
+    "fashion-mnist": (60_000, (28, 28, 1)),
+    "cifar10": (50_000, (32, 32, 3)),
+}
+
+
+def _size(one: experiment.Experiment) -> int:
+    train = one.data.train
+    return train if isinstance(train, int) else train[1] - train[0]
+
+
+def _estimate(one: experiment.Experiment, speeds: dict[str, plan.Speed], workers: int) -> float:
+    """Seconds on this machine from the number of entries alone; data are not read."""
+    kernel = plan.run_kernel(one)
+    _, image = _POOLS[one.data.source]
+    shape = pools.kernel_shape(kernel.inputs, image)
+    if kernel.fingerprint not in speeds:
+        speeds[kernel.fingerprint] = plan.calibrate(kernel, shape, one.gram.dtype, seconds=0.02)
+    speed = speeds[kernel.fingerprint]
+    n = _size(one)
+    held = sum(_count(part) for part in (one.data.validation, one.data.test))
+    entries = n * (n + 1) / 2 + n * held
+    factor = n**3 / 3 / speed.operations
+    return entries / speed.entries / workers + factor * len(one.solve.ridges)
+
+
+def _count(part: Any) -> int:
+    if part is None:
+        return 0
+    if isinstance(part, int):
+        return part
+    return part[1] - part[0] if isinstance(part, tuple) else part.random

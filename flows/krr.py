@@ -1,0 +1,45 @@
+"""Kernel ridge regression: from an experiment to a report. Reads like the table of contents of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.errors import ChunkLost
+
+from .engine import Engine
+from .work import Work
+
+REPAIRS = 3
+"""How often tiles found damaged while they are read are computed again before a run gives up."""
+
+
+def krr(work: Work, run: Engine) -> dict[str, Any]:
+    """Run every stage; what is stored already is found, not computed."""
+
+    def stage(name: str, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        def timed() -> dict[str, Any]:
+            with work.stage(name):
+                return function()
+
+        work.on_progress = lambda done, total, message: run.progress(name, done, total, message)
+        return run.stage(name, timed)
+
+    try:
+        stage("data", work.load)
+        stage("plan", work.make_plan)
+        for attempt in range(REPAIRS + 1):
+            try:
+                stage("features", work.make_features)
+                stage("gram", work.make_gram)
+                stage("solve", work.solve)
+                break
+            except ChunkLost as error:
+                # Whoever read the damaged chunk set it aside; the same stages compute it again.
+                if attempt == REPAIRS:
+                    raise
+                work.display.line(f"warning: {error}; computing it again")
+        return stage("report", work.make_report)
+    except BaseException as error:
+        work.failed(error)
+        raise

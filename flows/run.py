@@ -1,0 +1,120 @@
+"""Running a study: each of its experiments through the flow, on one cluster, then the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.profiles import Profile
+from pipelines import report, results, study_report
+from pipelines.errors import StoreError
+from pipelines.experiment import Study
+
+from .engine import open_engine, run_flow
+from .krr import krr
+from .work import Cluster, Display, Work
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of a study came to. missed: a table's figure lies outside its tolerance."""
+
+    title: str
+    table: tuple[Sequence[str], Sequence[Sequence[object]]]
+    report: Path
+    results: tuple[dict[str, Any], ...]
+    missed: bool
+
+    def json(self) -> dict[str, Any]:
+        """One JSON object: of the experiment, or of the table with one such object for each variant."""
+        each = [facts(result) for result in self.results]
+        if len(each) == 1 and not self.title:
+            return {**each[0], "report": str(self.report)}
+        return {"study": self.title, "report": str(self.report), "passed": not self.missed, "variants": each}
+
+
+def run_study(study: Study, root: Path, profile: str, display: Display, *, command: str = "") -> Outcome:
+    """Run every experiment of a study and write its report.
+
+    root: folder of the stores, made when absent. profile: of the cluster, by name or path.
+    """
+    root = root.resolve()
+    engine = open_engine()
+    done: list[tuple[Work, dict[str, Any]]] = []
+    with Cluster(Profile.load(profile), root, display.line) as cluster:
+        display.line(engine.name)
+        for experiment in study.experiments:
+            work = Work(experiment, root, cluster, display, command=command, engine=engine.name)
+            run_flow(f"{experiment.name}-{work.run}", krr, work, engine=engine)
+            done.append((work, work.result))
+    if not study.is_table:
+        work, result = done[0]
+        header, rows = report.terminal_table(result)
+        return Outcome("", (header, rows), work.folder / "report.html", (result,), False)
+    return _table(study, root, [(w.experiment.label, w.folder, r) for w, r in done])
+
+
+def rebuild_reports(study: Study, root: Path) -> list[Path]:
+    """Build the newest run's report again, of each experiment and of the table.
+
+    Raises:
+        StoreError: an experiment has no result yet.
+    """
+    root = root.resolve()
+    made: list[Path] = []
+    entries = []
+    for experiment in study.experiments:
+        folder = results.newest(root, experiment.name)
+        if folder is None:
+            raise StoreError(f"{root} holds no result of {experiment.name}; run it first")
+        result = results.read(folder)
+        made.append(report.build(result, folder))
+        entries.append((experiment.label, folder, result))
+    return [_table(study, root, entries).report, *made] if study.is_table else made
+
+
+def facts(result: dict[str, Any]) -> dict[str, Any]:
+    """The few facts of a result that scripts ask for; accuracies in percent, else error measures."""
+    evaluation = result["evaluation"]
+    own = result["gram"]["stores"][0]
+
+    def score(part: str) -> Any:
+        metrics = evaluation[part]
+        return None if metrics is None else metrics.get("accuracy", metrics)
+
+    return {
+        "experiment": result["experiment"],
+        "test_accuracy": score("test"),
+        "validation_accuracy": score("validation"),
+        "loo_accuracy": score("loo"),
+        "select": evaluation["select"],
+        "ridge": evaluation["ridge"],
+        "tiles_computed": result["gram"]["tiles_computed"],
+        "tiles_reused": result["gram"]["tiles_reused"],
+        "seconds": round(result["seconds"], 3),
+        "store": own["path"],
+        "report": str(Path(result["folder"]) / "report.html"),
+        "run": result["run"],
+        "engine": result["engine"],
+    }
+
+
+def _table(study: Study, root: Path, entries: list[tuple[str, Path, dict[str, Any]]]) -> Outcome:
+    run = results.new_run_id()
+    store = results.ResultStore(root, study.name, "0" * 12)
+    folder = store.begin(run)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    # Relative to the page, so that a root can be moved or copied whole.
+    variants = [
+        (label, result, f"../../{where.parent.name}/{where.name}/report.html")
+        for label, where, result in entries
+    ]
+    made = study_report.make_study(study.name, study.description, run, created, variants)
+    report.build_study(made, folder)
+    final = store.commit(run, made)
+    header, rows = study_report.study_table(made)
+    missed = not study_report.study_passed(made)
+    return Outcome(study.name, (header, rows), final / "report.html", tuple(r for _, _, r in entries), missed)

@@ -1,0 +1,448 @@
+"""The stages of a run, as methods of one object that holds what they share; a flow calls them in order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cluster.local import open_cluster
+from cluster.preflight import preflight
+from cluster.profiles import Profile
+from cluster.watchdog import Watchdog, explain
+from cluster.worker import describe_worker
+from kernels.base import digest
+from pipelines import features, fit, gram, plan, pools, provenance, report, results, tasks
+from pipelines.experiment import Experiment
+from pipelines.stores import GramStore, generations
+from pipelines.tiles import as_ranges
+
+
+class Display(Protocol):
+    """Where a person sees what happens."""
+
+    def stage(self, experiment: str, name: str) -> None: ...
+
+    def progress(self, done: int, total: int, message: str) -> None: ...
+
+    def line(self, text: str) -> None: ...
+
+
+class Cluster:
+    """A cluster that starts when the first task needs it, and is shared by all runs of a study."""
+
+    def __init__(self, profile: Profile, root: Path, say: Callable[[str], None]) -> None:
+        self.profile = profile
+        self.resources = profile.resources()
+        self.worker: dict[str, Any] = {}
+        self._root = root
+        self._say = say
+        self._stack = contextlib.ExitStack()
+        self._workers: tasks.Workers | None = None
+
+    def workers(self) -> tasks.Workers:
+        """Where tasks run; a cluster that was lost is replaced by a new one."""
+        client = self._workers.client if self._workers else None
+        if self._workers is not None and (client is None or client.status == "running"):
+            return self._workers
+        self.close()
+        client = self._stack.enter_context(open_cluster(self.profile))
+        preflight(client, self._root)
+        if client is None:
+            self.worker = describe_worker()
+            self._workers = tasks.Workers()
+            return self._workers
+        self.worker = next(iter(client.run(describe_worker).values()))
+        count = len(client.scheduler_info(n_workers=-1)["workers"])
+        watchdog = Watchdog(client, count, self.profile.worker_timeout, self._say)
+        needs = {"GPU": 1.0} if self.resources.gpus else None
+        self._workers = tasks.Workers(client, count, needs, watchdog.check)
+        return self._workers
+
+    def close(self) -> None:
+        self._workers = None
+        self._stack.close()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Work:
+    """One run of one experiment.
+
+    experiment: validated. root: folder of the stores. cluster: where tiles are computed.
+    command: what a person types to run it again.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        root: Path,
+        cluster: Cluster,
+        display: Display,
+        *,
+        command: str = "",
+        engine: str = "",
+    ) -> None:
+        self.experiment = experiment
+        self.root = root
+        self.cluster = cluster
+        self.display = display
+        self.command = command
+        self.engine = engine
+        self.run = results.new_run_id()
+        self.started = time.time()
+        self.stages: list[dict[str, Any]] = []
+        self.journal = results.Journal(root, experiment.name, self.run)
+        self.on_progress: Callable[[int, int, str], None] = features.silent
+        self.kernel = plan.run_kernel(experiment)
+        self._reports: dict[str, gram.GramReport] = {}
+
+    # Stages, in the order in which the flow calls them.
+
+    def load(self) -> dict[str, Any]:
+        """Load, check, order and split the data."""
+        self.pools = pools.resolve(self.experiment)
+        for warning in self.pools.warnings:
+            self.display.line(f"warning: {warning}")
+        return {"samples": len(self.pools.train.X), "train": len(self.pools.split.train)}
+
+    def make_plan(self) -> dict[str, Any]:
+        """Count what is missing, and refuse what cannot fit."""
+        resources = self.cluster.resources
+        self.plan = plan.make(
+            self.experiment,
+            self.pools,
+            self.root,
+            workers=resources.workers,
+            worker_bytes=resources.memory,
+        )
+        self.plan.check()
+        return {"tiles_missing": self.plan.tiles_missing, "expected_seconds": round(self.plan.seconds, 1)}
+
+    def make_features(self) -> dict[str, Any]:
+        """Preprocess and prepare every block of samples that a tile needs."""
+        split = self.pools.split
+        made = features.materialise(
+            self.pools,
+            self.kernel,
+            self.dtype,
+            self.root,
+            split.pool_rows,
+            self.cluster.workers,
+            progress=self._progress,
+        )
+        self._features = {"train": Path(made.store)}
+        computed, reused = made.computed, made.reused
+        if self._has_cross:
+            assert split.test is not None
+            made = features.materialise(
+                self.pools,
+                self.kernel,
+                self.dtype,
+                self.root,
+                split.test,
+                self.cluster.workers,
+                test=True,
+                progress=self._progress,
+            )
+            self._features["test"] = Path(made.store)
+            computed, reused = computed + made.computed, reused + made.reused
+        return {"blocks_computed": computed, "blocks_reused": reused}
+
+    def make_gram(self) -> dict[str, Any]:
+        """Compute the tiles that are missing."""
+        matrices = plan.matrix_plans(self.experiment, self.pools, self.kernel, self.root)
+        self._stores = {
+            m.role: gram.open_stores(self.pools, self.kernel, self.dtype, self.root, test=m.role == "test")
+            for m in matrices
+        }
+        self.journal.stores(
+            [
+                {"role": m.role, "path": str(store.path), "needed": _by_row(m.needed)}
+                for m in matrices
+                for store in self._stores[m.role]
+            ]
+        )
+        missing = self.plan.tiles_missing
+        tile_seconds = self.plan.gram_seconds * self.plan.workers / missing if missing else 1.0
+        for matrix in matrices:
+            reports = gram.assemble(
+                self.kernel,
+                self._stores[matrix.role],
+                self._features[matrix.role],
+                self._features["train"],
+                matrix.needed,
+                self.cluster.workers,
+                tile_seconds=tile_seconds,
+                memory_bytes=self.cluster.resources.memory,
+                progress=self._progress,
+            )
+            self._add(matrix.role, reports[self._requested])
+        self.journal.uses(self._uses())
+        return {"tiles_computed": self.tiles_computed, "tiles_reused": self.tiles_reused}
+
+    def solve(self) -> dict[str, Any]:
+        """Solve for every ridge, choose one, score the test set once; or find that this was done before."""
+        self._results = results.ResultStore(self.root, self.experiment.name, self._result_address())
+        self._folder = self._results.begin(self.run)
+        before = self._results.latest()
+        if before is not None:
+            self.evaluation = results.read(before)["evaluation"]
+            for name in ("alpha", "rows", "test_scores"):
+                if (before / f"{name}.npy").exists():
+                    results.save_array(self._folder, name, np.load(before / f"{name}.npy"))
+            self._solve_note = f"taken from run {before.name}"
+        else:
+            cross = self._stores["test"][self._requested] if self._has_cross else None
+            self.evaluation = fit.fit(
+                self.experiment, self.pools, self.store, cross, self._folder, method=self.plan.method
+            )
+            self._solve_note = self.plan.reason
+        return {"ridge": self.evaluation["ridge"], "note": self._solve_note}
+
+    def make_report(self) -> dict[str, Any]:
+        """Write the result and the report, and publish them under the run's id."""
+        final = self._results.folder / self.run
+        result = {**self._result(), "folder": str(final)}
+        report.build(result, self._folder)
+        self._results.commit(self.run, result)
+        self.journal.finish("done", report=str(final / "report.html"), result=str(final))
+        self.result = result
+        self.folder = final
+        return {"report": str(final / "report.html")}
+
+    # What the stages share.
+
+    @property
+    def dtype(self) -> str:
+        return self.experiment.gram.dtype
+
+    @property
+    def store(self) -> GramStore:
+        """The matrix over the pool that the experiment's own kernel fills."""
+        return self._stores["train"][self._requested]
+
+    @property
+    def tiles_computed(self) -> int:
+        return sum(r.computed for r in self._reports.values())
+
+    @property
+    def tiles_reused(self) -> int:
+        return sum(r.reused + r.by_others for r in self._reports.values())
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and tell the display and the journal of it."""
+        self.display.stage(self.experiment.name, name)
+        self.journal.stage(name)
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            raise explain(error) or error from None
+        finally:
+            self.stages.append({"name": name, "seconds": time.perf_counter() - started, "note": ""})
+            self.journal.end_stage()
+
+    def failed(self, error: BaseException) -> None:
+        """Note in the journal how the run ended, and leave no half-made result."""
+        self.journal.finish("failed", error=str(error) or type(error).__name__)
+        if hasattr(self, "_folder"):
+            results.discard(self._folder)
+
+    @property
+    def _has_cross(self) -> bool:
+        return self.pools.split.test is not None and not self.pools.split.test_in_pool
+
+    @property
+    def _requested(self) -> int:
+        """Which output of the kernel is the experiment's own."""
+        own = self.experiment.kernel_object.fingerprint
+        return [output.fingerprint for output in self.kernel.outputs].index(own)
+
+    def _progress(self, done: int, total: int, message: str) -> None:
+        self.display.progress(done, total, message)
+        self.journal.progress(done, total)
+        self.on_progress(done, total, message)
+
+    def _add(self, role: str, made: gram.GramReport) -> None:
+        """Add a report to the role's: a stage that was repeated to mend a store computed a few more tiles."""
+        before = self._reports.get(role)
+        if before is not None:
+            made.computed += before.computed
+            made.by_others += before.by_others
+            made.reused = max(made.needed - made.computed - made.by_others, 0)
+            made.tile_seconds = before.tile_seconds + made.tile_seconds
+            made.seconds += before.seconds
+        self._reports[role] = made
+
+    def _result_address(self) -> str:
+        """Digest of all that the numbers depend on."""
+        split, y = self.pools.split, self.pools.train.y
+        labels = [] if y is None else [digest(np.asarray(y).tolist())]
+        if self._has_cross:
+            labels.append(digest(np.asarray(self.pools.y(split.test, test=True)).tolist()))  # type: ignore[arg-type]
+        return digest(
+            {
+                "stores": [[s.path.name, s.axes] for s in self._own_stores()],
+                "split": [None if rows is None else digest(rows.tolist()) for rows in _index_sets(split)],
+                "labels": labels,
+                "task": self.pools.task,
+                "solve": self.experiment.solve.model_dump(mode="json"),
+            }
+        )
+
+    def _uses(self) -> list[str]:
+        """Paths of every store that the run rests on."""
+        used = [store.path for stores in self._stores.values() for store in stores]
+        for test in (False, True) if self._has_cross else (False,):
+            used.append(features.pool_store(self.pools, self.root, test=test).path)
+            described = features.preprocessed_description(self.pools, self.dtype, test=test)
+            side = {"side": features.PREPROCESSED_SIDE}
+            used += generations(self.root, "features", {**described, **side})
+        return [str(path) for path in (*used, *self._features.values())]
+
+    def _own_stores(self) -> list[GramStore]:
+        return [stores[self._requested] for stores in self._stores.values()]
+
+    def _result(self) -> dict[str, Any]:
+        experiment, data = self.experiment, self.pools
+        return {
+            "megagram": provenance.version("megagram"),
+            "experiment": experiment.name,
+            "run": self.run,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "task": data.task,
+            "experiment_table": experiment.table(),
+            "experiment_toml": to_toml(experiment.table()),
+            "evaluation": self.evaluation,
+            "data": {
+                "source": data.dataset.source,
+                "identity": data.dataset.identity,
+                "digest": digest(data.pool_axis.json()),
+                "test_digest": digest(data.test_axis.json()) if self._has_cross else None,
+                "order": "canonical"
+                if experiment.data.permutation is None
+                else f"permutation {experiment.data.permutation}",
+                "train": _limits(data.split.train),
+                "validation": _limits(data.split.validation),
+                "test": _limits(data.split.test),
+                "sizes": {
+                    name: None if rows is None else len(rows)
+                    for name, rows in zip(
+                        ("train", "validation", "test"), _index_sets(data.split), strict=True
+                    )
+                },
+                "test_of": "test set" if self._has_cross else "pool",
+                "shape": list(data.raw_shape),
+                "preprocess": data.preprocessing.describe(),
+                "warnings": [*data.warnings, *self.evaluation["notes"]],
+                "labels": None if data.train.labels is None else list(data.train.labels),
+            },
+            "kernel": {
+                "description": experiment.kernel_object.describe(),
+                "fingerprint": experiment.kernel_object.fingerprint,
+            },
+            "solver": {
+                "method": self.plan.method,
+                "reason": self._solve_note,
+                "dtype": experiment.solve.dtype,
+            },
+            "gram": self._gram_facts(),
+            "stages": self.stages,
+            "seconds": time.time() - self.started,
+            "engine": self.engine,
+            "cluster": {
+                "profile": self.cluster.profile.name,
+                "workers": self.cluster.resources.workers,
+                "worker": self.cluster.worker,
+            },
+            "provenance": {**provenance.machine(), "command": self.command},
+            "expected": None
+            if experiment.expected is None
+            else experiment.expected.model_dump(mode="json", exclude_none=True),
+        }
+
+    def _gram_facts(self) -> dict[str, Any]:
+        paths: dict[str, int] = {}
+        for store in self._own_stores():
+            for line in store.records():
+                if "tiles" in line:
+                    paths[line["path"]] = paths.get(line["path"], 0) + len(line["tiles"])
+        seconds = [s for r in self._reports.values() for s in r.tile_seconds]
+        if len(seconds) > 2000:
+            seconds = sorted(seconds)[:: len(seconds) // 2000 + 1]
+        facts = [
+            {
+                "role": role,
+                "address": Path(made.store).name,
+                "path": made.store,
+                "tiles_needed": made.needed,
+                "tiles_computed": made.computed,
+                "tiles_reused": made.reused + made.by_others,
+            }
+            for role, made in self._reports.items()
+        ]
+        return {
+            "dtype": self.dtype,
+            "tile_side": self.store.side,
+            "stores": facts,
+            "tiles_computed": self.tiles_computed,
+            "tiles_reused": self.tiles_reused,
+            "paths": paths,
+            "tile_seconds": seconds,
+            "bytes": sum(store.size() for store in self._own_stores()),
+            "peak_bytes": max((r.peak_bytes for r in self._reports.values()), default=0),
+            "planned": {"worker_peak_bytes": self.plan.worker.total, "seconds": self.plan.seconds},
+        }
+
+
+def to_toml(table: dict[str, Any]) -> str:
+    """An experiment's plain values as TOML text."""
+    values = [f"{key} = {_toml_value(v)}" for key, v in table.items() if not isinstance(v, dict)]
+    for key, inner in table.items():
+        if isinstance(inner, dict):
+            values += ["", f"[{key}]", *(f"{k} = {_toml_value(v)}" for k, v in inner.items())]
+    return "\n".join(values) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return repr(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() else f'"{key}"'
+
+
+def _index_sets(split: pools.Split) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    return split.train, split.validation, split.test
+
+
+def _limits(rows: np.ndarray | None) -> list[int] | None:
+    return None if rows is None else [int(rows[0]), int(rows[-1]) + 1]
+
+
+def _by_row(tiles: frozenset[tuple[int, int]]) -> dict[str, list[list[int]]]:
+    """Tiles as runs of columns by tile row, small enough for a journal."""
+    rows: dict[int, list[int]] = {}
+    for i, j in sorted(tiles):
+        rows.setdefault(i, []).append(j)
+    return {str(i): [list(run) for run in as_ranges(js)] for i, js in rows.items()}

@@ -1,0 +1,1 @@
+"""The mathematics: kernels as immutable values, on NumPy or CuPy arrays."""

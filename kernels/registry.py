@@ -1,0 +1,178 @@
+"""From a description (a table of JSON or TOML) to a kernel, and back by ``Kernel.describe``.
+
+Kernels of other people come in by the entry point group ``megagram.kernels``: the name is the kind, the
+object a callable from the table to a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from .base import Builder, Kernel, KernelError, Product, Scaled, Sum
+from .convolutional import Convolutional, Layer
+from .deep import FullyConnected
+from .dot_product import DotProduct
+from .parameters import nearest
+
+ENTRY_POINTS = "megagram.kernels"
+
+_registered: dict[str, Builder] = {}
+
+
+def register(kind: str, builder: Builder) -> None:
+    """Make ``from_description`` hand tables of ``kind`` to ``builder``; the last registration counts.
+
+    Raises:
+        KernelError: when ``kind`` is one of the built-in kinds.
+    """
+    if kind in _BUILT_IN:
+        raise KernelError(f"kind {kind!r} is built in and cannot be registered anew")
+    _registered[kind] = builder
+
+
+def kinds() -> tuple[str, ...]:
+    """Every kind that ``from_description`` knows, sorted."""
+    return tuple(sorted({*_BUILT_IN, *_registered, *_foreign()}))
+
+
+def from_description(table: Mapping[str, Any], path: str = "kernel") -> Kernel:
+    """The kernel that ``table`` describes; ``path`` is where the table stands, for error messages.
+
+    Raises:
+        KernelError: unknown kind or key (the nearest valid one is named), or an invalid value.
+    """
+    if not isinstance(table, Mapping):
+        raise KernelError(f"{path} must be a table, got {type(table).__name__}")
+    if "kind" not in table:
+        raise KernelError(f"{path}.kind is missing: choose from {', '.join(kinds())}")
+    kind = table["kind"]
+    if not isinstance(kind, str) or kind not in kinds():
+        raise KernelError(f"{path}.kind = {kind!r} is unknown: {nearest(str(kind), kinds())}")
+    if kind in _BUILT_IN:
+        return _BUILT_IN[kind](table, path)
+    return _build(kind, table, path)
+
+
+def _foreign() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def _build(kind: str, table: Mapping[str, Any], path: str) -> Kernel:
+    """A kernel from outside this package: whatever its code raises becomes one clear line."""
+    source = "registered in this process"
+    try:
+        if kind in _registered:
+            builder = _registered[kind]
+        else:
+            point = _foreign()[kind]
+            source = f"entry point {point.value}"
+            builder = point.load()
+        kernel = builder(table)
+    except KernelError as error:
+        raise KernelError(f"{path}: {error}") from error
+    except Exception as error:
+        raise KernelError(
+            f"{path}: kind {kind!r} ({source}) failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(kernel, Kernel):
+        raise KernelError(f"{path}: kind {kind!r} ({source}) made a {type(kernel).__name__}, not a Kernel")
+    return kernel
+
+
+def _keys(
+    table: Mapping[str, Any], allowed: Sequence[str], required: Sequence[str], path: str
+) -> dict[str, Any]:
+    """The table without ``kind``, its keys checked."""
+    for key in table:
+        if key not in allowed and key != "kind":
+            raise KernelError(f"{path}.{key} is not a key here: {nearest(str(key), [*allowed, 'kind'])}")
+    for key in required:
+        if key not in table:
+            raise KernelError(f"{path}.{key} is missing")
+    return {key: value for key, value in table.items() if key != "kind"}
+
+
+def _make(cls: Callable[..., Any], values: Mapping[str, Any], path: str) -> Any:
+    """Construct; messages of the checks begin with the key, so the path goes in front."""
+    try:
+        return cls(**values)
+    except KernelError as error:
+        raise KernelError(f"{path}.{error}") from None
+
+
+def _tables(value: Any, path: str) -> list[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise KernelError(f"{path} must be a list of tables with at least one entry")
+    return list(value)
+
+
+def _flat(
+    cls: type[DotProduct] | type[FullyConnected], required: str
+) -> Callable[[Mapping[str, Any], str], Kernel]:
+    def build(table: Mapping[str, Any], path: str) -> Kernel:
+        values = _keys(table, [f.name for f in fields(cls)], [required], path)
+        return _make(cls, values, path)
+
+    return build
+
+
+def _convolutional(table: Mapping[str, Any], path: str) -> Kernel:
+    values = _keys(table, [f.name for f in fields(Convolutional)], ["layers"], path)
+    layers = []
+    for number, entry in enumerate(_tables(values["layers"], f"{path}.layers")):
+        here = f"{path}.layers[{number}]"
+        if not isinstance(entry, Mapping):
+            raise KernelError(f"{here} must be a table, got {type(entry).__name__}")
+        names = [f.name for f in fields(Layer)]
+        if "kind" in entry:
+            raise KernelError(f"{here}.kind is not a key here: {nearest('kind', names)}")
+        layers.append(_make(Layer, _keys(entry, names, ["patch", "kernel"], here), here))
+    return _make(Convolutional, {**values, "layers": tuple(layers)}, path)
+
+
+def _composite(cls: type[Sum] | type[Product]) -> Callable[[Mapping[str, Any], str], Kernel]:
+    def build(table: Mapping[str, Any], path: str) -> Kernel:
+        terms = []
+        for number, entry in enumerate(
+            _tables(_keys(table, ["terms"], ["terms"], path)["terms"], f"{path}.terms")
+        ):
+            here = f"{path}.terms[{number}]"
+            if not isinstance(entry, Mapping):
+                raise KernelError(f"{here} must be a table, got {type(entry).__name__}")
+            if entry.get("kind") == "scaled":
+                terms.append(from_description(entry, here))
+                continue
+            weight = _weight(entry.get("weight", 1.0), here)
+            term = from_description({k: v for k, v in entry.items() if k != "weight"}, here)
+            terms.append(term if weight == 1 else Scaled(term, weight))
+        try:
+            return cls(tuple(terms))
+        except KernelError as error:
+            raise KernelError(f"{path}: {error}") from None
+
+    return build
+
+
+def _scaled(table: Mapping[str, Any], path: str) -> Kernel:
+    values = _keys(table, ["weight", "term"], ["weight", "term"], path)
+    weight = _weight(values["weight"], path)
+    return Scaled(from_description(values["term"], f"{path}.term"), weight)
+
+
+def _weight(value: Any, path: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise KernelError(f"{path}.weight must be a finite number that is not negative, got {value!r}")
+    return float(value)
+
+
+_BUILT_IN: dict[str, Callable[[Mapping[str, Any], str], Kernel]] = {
+    DotProduct.kind: _flat(DotProduct, "kernel"),
+    FullyConnected.kind: _flat(FullyConnected, "family"),
+    Convolutional.kind: _convolutional,
+    Sum.kind: _composite(Sum),
+    Product.kind: _composite(Product),
+    Scaled.kind: _scaled,
+}

@@ -1,0 +1,1 @@
+"""Data, tiles, stores, solves: everything between a kernel and a report."""

@@ -1,0 +1,103 @@
+"""A user's own arrays: .npy, .npz and .zarr files, opened without reading them whole where that is possible.
+
+Nothing in a file can execute code: pickled arrays, and Zarr codecs that are not known to only move
+bytes, are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from .errors import DataError
+
+# numcodecs has a codec that unpickles what it decodes, and plug-ins may add others.
+_ZARR_CODECS = frozenset(
+    {
+        *("bytes", "transpose", "sharding_indexed", "vlen-utf8", "shuffle", "delta"),
+        *("crc32c", "crc32", "adler32", "fletcher32"),
+        *("gzip", "zlib", "zstd", "blosc", "lz4", "bz2", "lzma"),
+    }
+)
+
+
+def open_array(path: str | Path, names: Sequence[str], *, sole: bool = True) -> Any:
+    """A ``numpy.ndarray`` (memory-mapped from .npy, read from .npz) or a ``zarr.Array`` (.zarr, lazy).
+
+    names: in an .npz file, the first of these that it holds; where it holds none and ``sole``, its only
+    array.
+
+    Raises:
+        DataError: no such file, another ending, no such array, a damaged file, or one that holds Python
+            objects or needs a codec that could execute code.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}, the path of {names[0]}, does not exist")
+    readers = {".npy": _open_npy, ".zarr": _open_zarr}
+    try:
+        if path.suffix == ".npz":
+            return _read_npz(path, names, sole)
+        if path.suffix in readers:
+            return readers[path.suffix](path)
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as {names[0]}: {' '.join(str(error).split())}") from None
+    raise DataError(f"{path}, the path of {names[0]}, must end with .npy, .npz or .zarr")
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    # A plain view of the same memory: np.memmap's own methods cost time and turn scalars into arrays.
+    return cast(np.ndarray, mapped).view(np.ndarray)
+
+
+def _read_npz(path: Path, names: Sequence[str], sole: bool) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        for name in names:
+            if name in archive.files:
+                return archive[name]
+        if sole and len(archive.files) == 1:
+            return archive[archive.files[0]]
+        raise DataError(f"{path} has no array {names[0]!r}; it has {', '.join(archive.files)}")
+
+
+def _open_zarr(path: Path) -> Any:
+    described = [path / name for name in ("zarr.json", ".zarray") if (path / name).is_file()]
+    if not described:
+        raise DataError(f"{path} is not a Zarr array; give the path of an array")
+    for codec in _codecs(json.loads(described[0].read_text())):
+        if codec not in _ZARR_CODECS:
+            raise DataError(f"{path} uses the codec {codec!r}, which is not read: it might execute code")
+    import zarr
+
+    array = zarr.open(store=path, mode="r", zarr_format=3 if described[0].name == "zarr.json" else 2)
+    if not isinstance(array, zarr.Array):
+        raise DataError(f"{path} is a Zarr group; give the path of an array in it")
+    return array
+
+
+def _codecs(metadata: Any) -> list[str]:
+    """Names of all codecs in the metadata of a Zarr array of format 2 or 3, nested ones included.
+
+    Raises ValueError or KeyError where the metadata are damaged.
+    """
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata are damaged")
+    if metadata.get("zarr_format") == 2:
+        entries = [metadata.get("compressor"), *(metadata.get("filters") or [])]
+        return [str(entry["id"]) for entry in entries if entry]
+    names = []
+    pending = list(metadata.get("codecs", []))
+    while pending:
+        codec = pending.pop()
+        if not isinstance(codec, dict):
+            codec = {"name": codec}
+        names.append(str(codec["name"]))
+        configuration = codec.get("configuration") or {}
+        pending += configuration.get("codecs", []) + configuration.get("index_codecs", [])
+    return names

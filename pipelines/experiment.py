@@ -1,0 +1,446 @@
+"""The experiment file: a frozen, validated description of one run, or of a table of runs.
+
+An experiment may extend another one (``extends``), and a study lists ``variants`` that are merged into
+a common base. Everything is checked here, before any work starts; unknown keys are errors that name
+the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kernels.base import Kernel, KernelError
+from kernels.registry import from_description
+
+from . import precomputed as _registers_its_kernel  # noqa: F401
+from .errors import ExperimentError
+
+SOURCES = ("digits", "mnist", "fashion-mnist", "cifar10", "arrays")
+ARRAY_KEYS = ("X", "y", "X_test", "y_test")
+
+Range = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
+Count = Annotated[int, Field(gt=0, strict=True)]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Permutation(Table):
+    """The order ``numpy.random.RandomState(permutation).permutation(n)`` of the pool (R10)."""
+
+    permutation: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+
+
+class RandomRows(Table):
+    """So many rows of the training range, drawn at random under the experiment's seed."""
+
+    random: Count
+
+
+class Data(Table):
+    """Which samples, in which order, how they are split and preprocessed."""
+
+    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "arrays"]
+    folder: str | None = None
+    X: str | None = None
+    y: str | None = None
+    X_test: str | None = None
+    y_test: str | None = None
+    order: Literal["canonical"] | Permutation = "canonical"
+    train: Count | Range
+    validation: Count | Range | RandomRows | None = None
+    test: Count | Range | None = None
+    preprocess: tuple[str | dict[str, Any], ...] = ()
+
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _ordered(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and value[0] >= value[1]:
+            raise ValueError(f"[start, stop] needs start < stop, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _paths(self) -> Data:
+        given = [key for key in ARRAY_KEYS if getattr(self, key) is not None]
+        if self.source != "arrays" and given:
+            raise ValueError(f'{given[0]} goes with source = "arrays" only, not with "{self.source}"')
+        if self.source == "arrays":
+            if self.folder is not None:
+                raise ValueError('folder goes with the named data sets; source = "arrays" takes X and y')
+            if (self.X_test is None) != (self.y_test is None) and self.X is not None:
+                raise ValueError("X_test and y_test go together")
+        return self
+
+    @property
+    def permutation(self) -> int | None:
+        return self.order.permutation if isinstance(self.order, Permutation) else None
+
+
+class Gram(Table):
+    """How the matrix is stored. ``joint``: an NTK's matrix brings the RF one of the same pass with it."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    joint: bool = True
+
+
+class Solve(Table):
+    """The solver and how the ridge is chosen."""
+
+    method: Literal["auto", "cholesky", "eigen"] = "auto"
+    dtype: Literal["float32", "float64"] = "float64"
+    ridges: Annotated[tuple[float, ...], Field(min_length=1)]
+    select: Literal["validation", "loo", "oracle"] = "validation"
+    refit: bool = False
+    absolute: bool = False
+    jitter: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @field_validator("ridges")
+    @classmethod
+    def _positive(cls, ridges: tuple[float, ...]) -> tuple[float, ...]:
+        for ridge in ridges:
+            if not (math.isfinite(ridge) and ridge > 0):
+                raise ValueError(f"every ridge must be a positive number, got {ridge}")
+        if len(set(ridges)) != len(ridges):
+            raise ValueError("a ridge is listed twice")
+        return tuple(sorted(ridges, reverse=True))
+
+
+class Expected(Table):
+    """A published value to compare with: one accuracy, or test accuracies by ridge."""
+
+    source: str
+    value: float | None = None
+    path: dict[str, float] | None = None
+    tolerance: Annotated[float, Field(ge=0)]
+    train: int | None = None
+    metric: str = "accuracy"
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _one(self) -> Expected:
+        if (self.value is None) == (self.path is None):
+            raise ValueError("give either value or path (a table from ridge to value)")
+        for ridge in self.path or ():
+            try:
+                float(ridge)
+            except ValueError:
+                raise ValueError(f'"{ridge}" is not a ridge') from None
+        return self
+
+
+class Experiment(Table):
+    """One run, validated: data, kernel, matrix, solve."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    description: str = ""
+    label: str = ""
+    task: Literal["classification", "regression"] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    data: Data
+    kernel: dict[str, Any]
+    gram: Gram = Gram()
+    solve: Solve
+    expected: Expected | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if self.solve.select == "validation" and self.data.validation is None:
+            raise ValueError(
+                'solve.select = "validation" needs data.validation (a count, or [start, stop]); or choose "loo"'
+            )
+        if self.solve.select == "oracle" and self.data.test is None:
+            raise ValueError('solve.select = "oracle" needs data.test')
+        if self.solve.refit and self.solve.select == "oracle":
+            raise ValueError('solve.refit and solve.select = "oracle" exclude each other')
+        if self.solve.refit and self.data.validation is None:
+            raise ValueError("solve.refit = true needs data.validation")
+        if self.data.source == "arrays" and self.data.X is None and not self.uses_precomputed:
+            raise ValueError('data.X is missing: source = "arrays" needs the paths X and y')
+        if self.data.source == "arrays" and self.data.y is None:
+            raise ValueError('data.y is missing: source = "arrays" needs the paths X and y')
+        return self
+
+    @property
+    def uses_precomputed(self) -> bool:
+        return '"precomputed"' in json.dumps(self.kernel)
+
+    @functools.cached_property
+    def kernel_object(self) -> Kernel:
+        return from_description(self.kernel)
+
+    def table(self) -> dict[str, Any]:
+        """The experiment as plain JSON values."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a file describes: one experiment, or a table of variants that share a base."""
+
+    name: str
+    description: str
+    experiments: tuple[Experiment, ...]
+    is_table: bool
+
+
+def load(where: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read an experiment file, or a shipped experiment by its name.
+
+    overrides: texts ``key.path=value``; the value is read as TOML, else as a string.
+
+    Raises:
+        ExperimentError: the file, a key or a value is invalid; the message names it.
+    """
+    path = find(where)
+    table = _resolved(path, ())
+    for text in overrides:
+        _override(table, text)
+    variants = table.pop("variants", None)
+    if variants is None:
+        return Study(str(table.get("name", "")), _text(table), (_experiment(table, path),), False)
+    if not isinstance(variants, list) or not variants or not all(isinstance(v, dict) for v in variants):
+        raise ExperimentError(f"{path}: variants must be tables, each written as [[variants]]")
+    experiments = []
+    for number, variant in enumerate(variants):
+        label = variant.get("label")
+        if not isinstance(label, str) or not label:
+            raise ExperimentError(f"{path}: variants[{number}] needs a label")
+        variant = {"name": f"{table.get('name', '')}-{_slug(label)}", **variant}
+        for text in overrides:
+            _override(variant, text, only_present=True)
+        experiments.append(_experiment(merged(table, variant), path))
+    names = [e.name for e in experiments]
+    if len(set(names)) != len(names):
+        raise ExperimentError(f"{path}: two variants have the same label")
+    return Study(str(table.get("name", "")), _text(table), tuple(experiments), True)
+
+
+def shipped() -> dict[str, Path]:
+    """Name and path of every shipped experiment."""
+    # Found beside the package that ships them, without importing it: imports run the other way.
+    folder = Path(__file__).resolve().parent.parent / "flows" / "experiments"
+    return {path.stem: path for path in sorted(folder.glob("*.toml")) if not path.stem.startswith("_")}
+
+
+def find(where: str | Path) -> Path:
+    """The file of an experiment given by path or shipped name.
+
+    Raises:
+        ExperimentError: neither exists; the nearest shipped name is given.
+    """
+    path = Path(where)
+    if path.is_file():
+        return path
+    known = shipped()
+    if str(where) in known:
+        return known[str(where)]
+    base = Path(__file__).resolve().parent.parent / "flows" / "experiments" / f"{where}.toml"
+    if str(where).startswith("_") and base.is_file():
+        return base
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise ExperimentError(f"{where}: no such file")
+    raise ExperimentError(
+        f'no shipped experiment is called "{where}"{nearest(str(where), known)}; see: megagram list'
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ExperimentError: unreadable or not TOML, with the file and the line.
+    """
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        raise ExperimentError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: not valid TOML: {error}") from None
+
+
+def read_kernel(path: Path) -> Kernel:
+    """The kernel that a file holds: a kernel table alone, or an experiment's ``[kernel]``.
+
+    Raises:
+        ExperimentError: naming the file and the key.
+    """
+    table = read_toml(path)
+    table = table["kernel"] if isinstance(table.get("kernel"), dict) else table
+    _absolute_kernel_paths(table, path.parent)
+    try:
+        return from_description(table)
+    except KernelError as error:
+        raise ExperimentError(f"{path}: {error}") from None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``over`` merged into it table by table; arrays and values are replaced.
+
+    A ``[kernel]`` of another ``kind`` replaces the base's whole.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        other_kind = key == "kernel" and isinstance(value, dict) and "kind" in value
+        if (
+            isinstance(value, dict)
+            and isinstance(old, dict)
+            and not (other_kind and value["kind"] != old.get("kind"))
+        ):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean "x"?`` for the nearest of ``known``, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def _text(table: Mapping[str, Any]) -> str:
+    return str(table.get("description", ""))
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "variant"
+
+
+def _resolved(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's table with ``extends`` followed and relative paths made absolute."""
+    path = path.resolve()
+    if path in chain:
+        raise ExperimentError(f"{path}: extends itself, by way of {', '.join(str(p) for p in chain)}")
+    table = read_toml(path)
+    _absolute_paths(table, path.parent)
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ExperimentError(f"{path}: extends must be a path or the name of a shipped experiment")
+    beside = path.parent / base
+    return merged(_resolved(beside if beside.is_file() else find(base), (*chain, path)), table)
+
+
+def _absolute_paths(table: dict[str, Any], folder: Path) -> None:
+    data = table.get("data")
+    if isinstance(data, dict):
+        for key in ("folder", *ARRAY_KEYS):
+            if isinstance(data.get(key), str):
+                data[key] = str(folder / Path(data[key]).expanduser())
+    if isinstance(table.get("kernel"), dict):
+        _absolute_kernel_paths(table["kernel"], folder)
+
+
+def _absolute_kernel_paths(kernel: dict[str, Any], folder: Path) -> None:
+    if kernel.get("kind") == "precomputed":
+        for key in ("gram", "cross"):
+            if isinstance(kernel.get(key), str):
+                kernel[key] = str(folder / Path(kernel[key]).expanduser())
+    for term in kernel.get("terms", ()):
+        if isinstance(term, dict):
+            _absolute_kernel_paths(term, folder)
+
+
+def _override(table: dict[str, Any], text: str, *, only_present: bool = False) -> None:
+    """Apply ``key.path=value``; a variant takes it only where it sets that key itself."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ExperimentError(f'--set takes key.path=value, for example data.train=500; got "{text}"')
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    here: Any = table
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(here, list):
+            if not (part.isdigit() and int(part) < len(here)):
+                raise ExperimentError(f'--set {key}: "{part}" is not an index into {len(here)} entries')
+            step: Any = int(part)
+        elif isinstance(here, dict):
+            step = part
+            if part not in here:
+                if only_present:
+                    return
+                if not last:
+                    here[part] = {}
+        else:
+            raise ExperimentError(f"--set {key}: {'.'.join(parts[:depth])} is not a table")
+        if last:
+            here[step] = parsed
+        else:
+            here = here[step]
+
+
+def _experiment(table: Mapping[str, Any], path: Path) -> Experiment:
+    try:
+        experiment = Experiment.model_validate(table)
+        experiment.kernel_object  # noqa: B018  (checks the kernel's table)
+    except ValidationError as error:
+        raise ExperimentError(f"{path}: {explain(error, Experiment)}") from None
+    except KernelError as error:
+        text = str(error)
+        raise ExperimentError(f"{path}: {text if text.startswith('kernel') else f'kernel: {text}'}") from None
+    return experiment
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first problem of a table: its key path, what is wrong, the nearest valid key."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = problems[0]
+    # Unions add the names of their members to the location; keys are what the file knows.
+    where: list[str] = []
+    known: type[BaseModel] | None = model
+    for part in first["loc"]:
+        if isinstance(part, int):
+            where.append(f"[{part}]")
+            continue
+        if known is not None and part not in known.model_fields and first["type"] != "extra_forbidden":
+            break
+        where.append(("." if where else "") + str(part))
+        field = known.model_fields.get(str(part)) if known is not None else None
+        annotation = field.annotation if field is not None else None
+        inner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        if inner is None and field is not None and first["type"] != "extra_forbidden":
+            known = None
+            break
+        known = inner or known
+    key = "".join(where)
+    if first["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in first["loc"][:-1]:
+            field = owner.model_fields.get(str(part)) if owner is not None else None
+            owner = field.annotation if field is not None and isinstance(field.annotation, type) else None
+        fields = list(owner.model_fields) if owner is not None else []
+        return f"unknown key {key}{nearest(str(first['loc'][-1]), fields)}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if first["type"] == "value_error" else f", got {json.dumps(first['input'], default=str)[:80]}"
+    alternatives = {e["msg"] for e in problems if e["loc"][:1] == first["loc"][:1]}
+    if first["loc"][0] == "data" and len(alternatives) > 1 and len(first["loc"]) > 1:
+        hints = {
+            "order": 'must be "canonical" or { permutation = SEED }',
+            "train": "must be a positive count or [start, stop]",
+            "validation": "must be a positive count, [start, stop] or { random = COUNT }",
+            "test": "must be a positive count or [start, stop]",
+            "preprocess": "must be a list of step names, or tables with a name",
+        }
+        message = hints.get(str(first["loc"][1]), message)
+    return f"{key}: {message}{shown}" if key else message

@@ -1,0 +1,353 @@
+"""The second stage: tiles of the Gram matrix, computed on workers and written to stores.
+
+From the flow to the arithmetic it is ``assemble -> compute_tiles -> Kernel.pair``. Only small reports
+travel back; arrays go by store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels.arrays import to_host, why_no_device
+from kernels.base import Kernel, Prepared
+
+from . import leases, memory, provenance, tasks
+from .errors import ChunkLost, StoreError
+from .features import Progress, load_kernel, silent
+from .pools import Pools
+from .stores import FeatureStore, GramStore
+from .tiles import Rectangle, Tile, group_size, rectangles
+
+CHECKED_TILES = 3
+
+
+@dataclass(frozen=True)
+class GramJob:
+    """All that a worker needs to compute tiles; small.
+
+    kernel: JSON description; one store for each of its outputs. rows, columns: feature stores' paths.
+    cache_bytes: how much of prepared blocks a worker may keep.
+    """
+
+    kernel: str
+    stores: tuple[str, ...]
+    rows: str
+    columns: str
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class TileReport:
+    """What a task did. seconds: of each tile computed, by ``i/j``; path: what computed them."""
+
+    tiles: tuple[Tile, ...]
+    computed: tuple[Tile, ...]
+    seconds: tuple[float, ...]
+    path: str
+    worker: str
+    peak_bytes: int
+
+
+@dataclass
+class GramReport:
+    """What the stage did for one matrix."""
+
+    store: str
+    needed: int
+    computed: int = 0
+    reused: int = 0
+    by_others: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    tile_seconds: list[float] = field(default_factory=list)
+
+
+def gram_description(pools: Pools, kernel: Kernel, *, test: bool = False) -> dict[str, Any]:
+    """What names the store of a kernel's matrix over the pool, or of the test set against the pool."""
+    return {
+        "rows": pools.test_description if test else pools.pool_description,
+        "columns": pools.pool_description,
+        "preprocessing": pools.preprocessing_description,
+        "kernel": kernel.describe(),
+        "fingerprint": kernel.fingerprint,
+    }
+
+
+def open_stores(
+    pools: Pools, kernel: Kernel, dtype: str, root: Path, *, test: bool = False
+) -> list[GramStore]:
+    """The stores of every output of ``kernel``, created where there are none."""
+    axes = [pools.test_axis, pools.pool_axis] if test else [pools.pool_axis]
+    return [
+        GramStore.open_or_create(
+            root, gram_description(pools, output, test=test), axes, dtype, kernel.tile_side(dtype)
+        )
+        for output in kernel.outputs
+    ]
+
+
+def assemble(
+    kernel: Kernel,
+    stores: list[GramStore],
+    rows: Path,
+    columns: Path,
+    tiles: Collection[Tile],
+    workers: tasks.Open,
+    *,
+    tile_seconds: float,
+    memory_bytes: int,
+    progress: Progress = silent,
+) -> list[GramReport]:
+    """Compute the tiles of ``tiles`` that are not stored yet; one report for each output's store.
+
+    rows, columns: paths of the feature stores. tile_seconds: expected for one tile, to size tasks.
+    memory_bytes: what one worker may hold.
+
+    Raises:
+        StoreError: stored entries are not what the kernel computes now, or a prepared block is damaged.
+        NumericalError: a tile has a value that is not finite; the samples are named.
+    """
+    started = time.perf_counter()
+    features = FeatureStore(rows)
+    job = job_of(kernel, stores, rows, columns, memory_bytes)
+    check_stored(kernel, stores, rows, columns, _present(stores) & set(tiles))
+    reused = _present(stores) & set(tiles)
+    missing = set(tiles) - reused
+    reports = [GramReport(str(store.path), len(tiles), reused=len(reused)) for store in stores]
+    if missing:
+        opened = workers()
+        largest = largest_group(features, memory_bytes)
+        group = group_size(len(missing), tile_seconds, opened.count, largest)
+        progress(len(reused), len(tiles), "tiles of the Gram matrix")
+        with leases.Lease(stores[0].path, needed=len(tiles)) as lease:
+            source = SharedOut(stores, rectangles(missing, group), lease)
+            done = set(reused)
+            for _, report in tasks.run(compute_tiles, source, (job,), opened):
+                done.update(report.tiles)
+                for total in reports:
+                    total.computed += len(report.computed)
+                    total.by_others += len(report.tiles) - len(report.computed)
+                    total.tile_seconds.extend(report.seconds)
+                    total.peak_bytes = max(total.peak_bytes, report.peak_bytes)
+                progress(len(done), len(tiles), "tiles of the Gram matrix")
+            elsewhere = len(tiles) - len(done)
+            for total in reports:
+                total.by_others += elsewhere
+    for total in reports:
+        total.seconds = time.perf_counter() - started
+    return reports
+
+
+def _present(stores: list[GramStore]) -> set[Tile]:
+    """Tiles that every store holds."""
+    return set.intersection(*(store.present() for store in stores))
+
+
+class SharedOut:
+    """A source of rectangles that leaves alone what another living driver is computing.
+
+    Tiles that another driver holds come last: taken over when it dies, passed over when it finishes them.
+    """
+
+    def __init__(self, stores: list[GramStore], work: Iterable[Rectangle], lease: leases.Lease) -> None:
+        self._stores = stores
+        self._work = deque(work)
+        self._lease = lease
+        self._looked = 0.0
+        self._theirs: set[Tile] = set()
+
+    def next(self) -> Rectangle | tasks.Wait | None:
+        self._look()
+        for _ in range(len(self._work)):
+            rectangle = self._work.popleft()
+            left = tuple(t for t in rectangle.tiles if not all(store.has(t) for store in self._stores))
+            if not self._theirs.isdisjoint(left):
+                self._work.append(rectangle)
+            elif left:
+                self._lease.add(left)
+                return Rectangle(left)
+        return tasks.WAIT if self._work else None
+
+    def done(self, rectangle: Rectangle) -> None:
+        self._lease.remove(rectangle.tiles)
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked > 1.0:
+            held = leases.living(self._stores[0].path, besides=self._lease.path)
+            self._theirs = {tile for lease in held for tile in lease.tiles}
+            self._looked = time.monotonic()
+
+
+def job_of(kernel: Kernel, stores: list[GramStore], rows: Path, columns: Path, memory_bytes: int) -> GramJob:
+    # Half of what a worker may hold is left to prepared blocks; tiles and scratch have the rest.
+    return GramJob(
+        json.dumps(kernel.describe(), sort_keys=True),
+        tuple(str(store.path) for store in stores),
+        str(rows),
+        str(columns),
+        max(memory_bytes // 2, 2**26),
+    )
+
+
+def largest_group(features: FeatureStore, memory_bytes: int) -> int:
+    """Side in tiles of the largest task whose prepared blocks a worker's cache can hold."""
+    block = block_bytes(features)
+    return max(1, memory_bytes // 2 // max(2 * block, 1))
+
+
+def block_bytes(features: FeatureStore) -> int:
+    """Bytes of one whole prepared block in memory."""
+    return features.side * prepared_sample_bytes(features)
+
+
+def prepared_sample_bytes(features: FeatureStore) -> int:
+    """Bytes of one prepared sample."""
+    total = 0
+    for name in features.attributes["arrays"]:
+        array = features.array(name)
+        total += int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
+    return total
+
+
+def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
+    """Compute and write the tiles of a rectangle; runs on a worker."""
+    kernel = load_kernel(job.kernel)
+    stores = _stores(job.stores)
+    cache = _cache(job.cache_bytes)
+    computed: list[Tile] = []
+    seconds: list[float] = []
+    path = ""
+    try:
+        for i, j in rectangle.tiles:
+            lacking = [k for k, store in enumerate(stores) if not store.has((i, j))]
+            if not lacking:
+                continue
+            started = time.perf_counter()
+            a, b = cache.block(job.rows, i), cache.block(job.columns, j)
+            path = kernel.path(a)
+            blocks = kernel.pair(a, b)
+            blocks = blocks if len(kernel.outputs) > 1 else blocks[None]
+            for k in lacking:
+                values = to_host(blocks[k]).astype(stores[k].dtype, copy=False)
+                stores[k].write_tile((i, j), values)
+            computed.append((i, j))
+            seconds.append(time.perf_counter() - started)
+            del blocks
+    except Exception as error:
+        left = [tile for tile in rectangle.tiles if tile not in computed]
+        _record(stores, {"failed": left, "error": str(error).splitlines()[0] if str(error) else repr(error)})
+        raise
+    finally:
+        if computed:
+            _record(
+                stores,
+                {
+                    "tiles": computed,
+                    "seconds": [round(s, 6) for s in seconds],
+                    "path": path,
+                    "versions": {"megagram": provenance.version("megagram"), "numpy": np.__version__},
+                    "peak_bytes": memory.peak_bytes(),
+                },
+            )
+    worker = f"{leases.host()}:{os.getpid()}"
+    return TileReport(rectangle.tiles, tuple(computed), tuple(seconds), path, worker, memory.peak_bytes())
+
+
+def check_stored(
+    kernel: Kernel, stores: list[GramStore], rows: Path, columns: Path, reused: Collection[Tile]
+) -> None:
+    """Recompute a few entries of a few stored tiles.
+
+    Raises:
+        StoreError: they differ by more than other cuts of the same samples may (the store was made by
+            another revision of the kernel, or by a defective machine).
+    """
+    if not reused:
+        return
+    ordered = sorted(reused)
+    chosen = {ordered[k] for k in np.linspace(0, len(ordered) - 1, CHECKED_TILES).astype(int)}
+    left, right = FeatureStore(rows), FeatureStore(columns)
+    for i, j in sorted(chosen):
+        a, b = _few(left.read_block(i)), _few(right.read_block(j))
+        values = to_host(kernel.pair(a, b))
+        values = values if len(stores) > 1 else values[None]
+        da, db = (to_host(kernel.diag(x)).reshape(len(stores), -1) for x in (a, b))
+        for k, store in enumerate(stores):
+            try:
+                stored = store.read_tile(i, j)[np.ix_(_positions(left, i), _positions(right, j))]
+            except ChunkLost:
+                continue  # set aside by the reader: it will be computed
+            scale = np.sqrt(np.abs(da[k][:, None] * db[k][None, :])) + np.finfo(values.dtype).tiny
+            error = float(np.max(np.abs(stored - values[k]) / scale))
+            if not error <= (2e-5 if store.dtype == "float32" else 1e-8):
+                raise StoreError(
+                    f"{store.path}: stored entries of tile {i}/{j} are not what the kernel computes now"
+                    f" (difference {error:.1e}); use another --root, or remove this store"
+                )
+
+
+def _few(block: Prepared) -> Prepared:
+    """The first two and the last samples of a block."""
+    picks = _picks(len(block))
+    return replace(block, arrays={k: a[picks] for k, a in block.arrays.items()}, rows=block.rows[picks])
+
+
+def _positions(store: FeatureStore, block: int) -> np.ndarray:
+    extent = store.extent(block)
+    return _picks(extent.stop - extent.start)
+
+
+def _picks(n: int) -> np.ndarray:
+    return np.unique(np.array([0, min(1, n - 1), n - 1]))
+
+
+class BlockCache:
+    """Prepared blocks, on the device where there is one, within a byte budget; least recently used go first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._blocks: OrderedDict[tuple[str, int], Prepared] = OrderedDict()
+        self._device = why_no_device() is None
+
+    def block(self, path: str, index: int) -> Prepared:
+        key = (path, index)
+        if key in self._blocks:
+            self._blocks.move_to_end(key)
+            return self._blocks[key]
+        prepared = _features(path).read_block(index)
+        if self._device:
+            prepared = prepared.on_device()
+        while self._blocks and sum(b.nbytes for b in self._blocks.values()) + prepared.nbytes > self._limit:
+            self._blocks.popitem(last=False)
+        self._blocks[key] = prepared
+        return prepared
+
+
+@lru_cache(maxsize=1)
+def _cache(limit: int) -> BlockCache:
+    return BlockCache(limit)
+
+
+@lru_cache(maxsize=8)
+def _features(path: str) -> FeatureStore:
+    return FeatureStore(Path(path))
+
+
+@lru_cache(maxsize=8)
+def _stores(paths: tuple[str, ...]) -> list[GramStore]:
+    return [GramStore(Path(path)) for path in paths]
+
+
+def _record(stores: Iterable[GramStore], line: dict[str, Any]) -> None:
+    for store in stores:
+        store.record({"time": time.time(), "host": leases.host(), "pid": os.getpid(), **line})

@@ -1,0 +1,176 @@
+"""Advisory leases: which living process works on a store, and on which tiles.
+
+Leases only share work out between drivers. Correctness rests on chunks being written once, so a lost or
+a doubled lease costs time, never a wrong number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HEARTBEAT_SECONDS = 5.0
+EXPIRY_SECONDS = 60.0
+
+
+@lru_cache(maxsize=1)
+def host() -> str:
+    return socket.gethostname()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A lease as read from its file."""
+
+    path: Path
+    host: str
+    pid: int
+    process_started: float
+    heartbeat: float
+    tiles: frozenset[tuple[int, int]]
+    needed: int
+
+    @property
+    def holder(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @property
+    def alive(self) -> bool:
+        """The heartbeat is fresh and, on this machine, the process that took the lease still runs."""
+        # Two seconds: the clock that start times are counted from may be set right meanwhile.
+        if self.host == host() and abs(process_started(self.pid) - self.process_started) > 2:
+            return False
+        return time.time() - self.heartbeat < EXPIRY_SECONDS
+
+
+class Lease:
+    """This process's lease on a store, kept alive by a thread until it is closed."""
+
+    def __init__(self, store: Path, needed: int = 0) -> None:
+        self._path = store / "leases" / f"{host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+        self._tiles: set[tuple[int, int]] = set()
+        self._needed = needed
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    def add(self, tiles: Iterable[tuple[int, int]]) -> None:
+        with self._lock:
+            self._tiles.update(tiles)
+            self._write()
+
+    def remove(self, tiles: Iterable[tuple[int, int]]) -> None:
+        # Written with the next addition or heartbeat: a tile that is stored needs no lease.
+        with self._lock:
+            self._tiles.difference_update(tiles)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with self._lock:
+                try:
+                    self._write()
+                except OSError:
+                    continue  # a full disk must not end the process that could free it
+
+    def _write(self) -> None:
+        value: dict[str, Any] = {
+            "host": host(),
+            "pid": os.getpid(),
+            "process_started": process_started(os.getpid()),
+            "heartbeat": time.time(),
+            "tiles": sorted(self._tiles),
+            "needed": self._needed,
+        }
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(value))
+        os.replace(temporary, self._path)
+
+
+def holders(store: Path) -> list[Holder]:
+    """Every lease on a store, living or not."""
+    found = []
+    for path in sorted((store / "leases").glob("*.json")):
+        try:
+            value = json.loads(path.read_text())
+            tiles = frozenset((int(i), int(j)) for i, j in value["tiles"])
+            found.append(
+                Holder(
+                    path,
+                    value["host"],
+                    int(value["pid"]),
+                    float(value["process_started"]),
+                    float(value["heartbeat"]),
+                    tiles,
+                    int(value["needed"]),
+                )
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # vanished or half written by a dying process: no lease
+    return found
+
+
+def living(store: Path, besides: Path | None = None) -> list[Holder]:
+    """The leases whose holders are alive, without the one at ``besides``."""
+    return [lease for lease in holders(store) if lease.path != besides and lease.alive]
+
+
+def sweep(store: Path) -> int:
+    """Remove the leases of dead holders; how many there were."""
+    dead = [lease for lease in holders(store) if not lease.alive]
+    for lease in dead:
+        lease.path.unlink(missing_ok=True)
+    return len(dead)
+
+
+def process_started(pid: int) -> float:
+    """When a process of this machine started; 0.0 when there is none, so that a reused pid is told apart."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0
+    except psutil.AccessDenied:
+        return -1.0
+
+
+def is_running(value: dict[str, Any]) -> bool:
+    """Whether the process that wrote a journal (its host, pid and start time) still runs on this machine.
+
+    A process of another machine counts as running: its journal says ``running`` until it ends.
+    """
+    if value.get("state") != "running":
+        return False
+    if value.get("host") != host():
+        return True
+    return abs(process_started(int(value["pid"])) - float(value["process_started"])) <= 2

@@ -1,0 +1,87 @@
+"""Memory: how much this process may use, how much it used, and what a worker will need."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kernels.base import Kernel
+
+WORKER_BASE_BYTES = 190 * 2**20
+"""Resident memory of a worker that has imported what it needs and computed nothing (measured)."""
+
+
+def available_bytes() -> int:
+    """Memory this process and its children may still use: the machine's, or the control group's if smaller."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            text = Path(limit).read_text().strip()
+            if text != "max":
+                available = min(available, int(text) - int(Path(usage).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(available, 0)
+
+
+def peak_bytes() -> int:
+    """The largest resident memory this process had so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def cores() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class TaskMemory:
+    """What a task of ``group`` x ``group`` tiles holds at its peak, in bytes.
+
+    base: interpreter and libraries. blocks: prepared blocks of its rows and columns.
+    tile: results of one tile (all outputs), the copy being encoded and the file's bytes.
+    scratch: what the kernel needs while it computes a tile.
+    """
+
+    base: int
+    blocks: int
+    tile: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        return self.base + self.blocks + self.tile + self.scratch
+
+
+def task_memory(
+    kernel: Kernel, shape: tuple[int, ...], prepared_bytes: int, n: int, dtype: str, group: int
+) -> TaskMemory:
+    """Peak memory of a task.
+
+    shape: of one sample as the kernel sees it; prepared_bytes: of one prepared sample; n: samples in the pool.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    side = min(kernel.tile_side(dtype), n)
+    tile_bytes = side * side * itemsize
+    blocks = min(2 * group, 2 * -(-n // side)) * side * prepared_bytes
+    outputs = len(kernel.outputs)
+    # Each output's block, then one at a time: the finite mask (1 byte an entry) or the two copies that
+    # the codec makes of a whole chunk, whose side is never ragged.
+    chunk = kernel.tile_side(dtype) ** 2 * itemsize
+    return TaskMemory(
+        WORKER_BASE_BYTES,
+        blocks,
+        outputs * tile_bytes + 2 * chunk,
+        kernel.cost(side, side, shape, itemsize).scratch_bytes,
+    )

@@ -1,0 +1,201 @@
+"""Stored Gram matrices as operators: tiles are read through index sets, one at a time.
+
+An index set is a strictly increasing int64 array of row ids of a pool. Training, validation and test
+sets of one pool are index sets over one symmetric store, so no permuted matrix is ever written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from .errors import DataError
+
+
+class TileSource(Protocol):
+    """A stored matrix, cut into square tiles of one side; only the last tiles of an axis are smaller."""
+
+    @property
+    def side(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether only tiles (i, j) with i >= j are stored, the tiles on the diagonal whole."""
+        ...
+
+    def read_tile(self, i: int, j: int) -> np.ndarray:
+        """Rows from i * side and columns from j * side on, at most ``side`` of each."""
+        ...
+
+
+def index_set(rows: ArrayLike, size: int, name: str = "rows") -> np.ndarray:
+    """``rows`` as a (k,) int64 index set over ``size`` samples.
+
+    Raises:
+        DataError: not one-dimensional integers, not strictly increasing, or outside [0, size).
+    """
+    given = np.asarray(rows)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise DataError(f"{name} must be a one-dimensional array of row ids, got {given.dtype} {given.shape}")
+    ids = given.astype(np.int64, copy=False)
+    if ids.size and (ids[0] < 0 or ids[-1] >= size or np.any(np.diff(ids) <= 0)):
+        raise DataError(f"{name} must be row ids from 0 to {size - 1}, strictly increasing; sort them")
+    return ids
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The members of an index set that lie in one tile: their positions in the set and in the tile."""
+
+    positions: slice
+    local: slice | np.ndarray
+
+
+def _parts(ids: np.ndarray, side: int) -> dict[int, _Part]:
+    numbers, starts = np.unique(ids // side, return_index=True)
+    stops = np.append(starts, len(ids))[1:]
+    parts: dict[int, _Part] = {}
+    for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops.tolist(), strict=True):
+        local = ids[start:stop] - number * side
+        first, last = int(local[0]), int(local[-1])
+        run = last - first == stop - start - 1  # a slice then spares the copies of fancy indexing
+        parts[number] = _Part(slice(start, stop), slice(first, last + 1) if run else local)
+    return parts
+
+
+def blocks(
+    source: TileSource, rows: np.ndarray, columns: np.ndarray
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Yield (row positions, column positions, block) that cover rows x columns, reading each tile once.
+
+    A tile of a symmetric store below the diagonal serves both triangles. Blocks may be views of a tile.
+    """
+    row_parts, column_parts = _parts(rows, source.side), _parts(columns, source.side)
+    if not source.symmetric:
+        for i, row in row_parts.items():
+            for j, column in column_parts.items():
+                tile = source.read_tile(i, j)
+                yield row.positions, column.positions, tile[row.local][:, column.local]
+        return
+    touched = sorted(row_parts.keys() | column_parts.keys())
+    for count, i in enumerate(touched, 1):
+        for j in touched[:count]:
+            direct = i in row_parts and j in column_parts
+            mirrored = i != j and j in row_parts and i in column_parts
+            if not (direct or mirrored):
+                continue
+            tile = source.read_tile(i, j)
+            if direct:
+                row, column = row_parts[i], column_parts[j]
+                yield row.positions, column.positions, tile[row.local][:, column.local]
+            if mirrored:
+                row, column = row_parts[j], column_parts[i]
+                yield row.positions, column.positions, tile[column.local][:, row.local].T
+
+
+def cross_block(
+    source: TileSource, rows: ArrayLike, columns: ArrayLike, dtype: DTypeLike = np.float64
+) -> np.ndarray:
+    """The (len(rows), len(columns)) block of a stored matrix between two index sets.
+
+    Raises:
+        DataError: rows or columns are not index sets of the store.
+    """
+    row_ids = index_set(rows, source.shape[0], "rows")
+    column_ids = index_set(columns, source.shape[1], "columns")
+    out = np.empty((len(row_ids), len(column_ids)), dtype)
+    for at_rows, at_columns, block in blocks(source, row_ids, column_ids):
+        out[at_rows, at_columns] = block
+    return out
+
+
+def predict(source: TileSource, rows: ArrayLike, columns: ArrayLike, alpha: np.ndarray) -> np.ndarray:
+    """K[rows, columns] @ alpha in float64, without ever holding that block (R1: f = sum alpha_i K(x_i, .)).
+
+    alpha: (len(columns), t), or (r, len(columns), t) for r ridges, which share one pass over the tiles.
+    Returns (len(rows), t) or (r, len(rows), t) float64.
+
+    Raises:
+        DataError: rows or columns are not index sets of the store, or alpha does not fit the columns.
+    """
+    row_ids = index_set(rows, source.shape[0], "rows")
+    column_ids = index_set(columns, source.shape[1], "columns")
+    stack = np.asarray(alpha, dtype=np.float64)
+    if stack.ndim not in (2, 3) or stack.shape[-2] != len(column_ids):
+        raise DataError(f"coefficients of shape {stack.shape} do not fit {len(column_ids)} columns")
+    flat = np.ascontiguousarray(np.moveaxis(stack, -2, 0)).reshape(len(column_ids), -1)
+    out = np.zeros((len(row_ids), flat.shape[1]))
+    for at_rows, at_columns, block in blocks(source, row_ids, column_ids):
+        out[at_rows] += block.astype(np.float64, copy=False) @ flat[at_columns]
+    scores = out.reshape(len(row_ids), *stack.shape[:-2], stack.shape[-1])
+    return np.ascontiguousarray(np.moveaxis(scores, 0, -2))
+
+
+class GramOperator:
+    """A symmetric store's matrix restricted to an index set, as dense array or as products.
+
+    Raises:
+        DataError: the store is not symmetric, or rows are not an index set of it, or none.
+    """
+
+    def __init__(self, source: TileSource, rows: ArrayLike) -> None:
+        if not source.symmetric:
+            raise DataError(f"a solver needs a symmetric store, not a rectangular one {source.shape}")
+        self.source = source
+        self.rows = index_set(rows, source.shape[0])
+        if not self.rows.size:
+            raise DataError("a Gram matrix over no samples cannot be solved with; give at least one row")
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n, self.n
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """What the tiles are stored in, learnt from the first diagonal tile."""
+        first = int(self.rows[0]) // self.source.side
+        return self.source.read_tile(first, first).dtype
+
+    def dense(
+        self,
+        dtype: DTypeLike = np.float64,
+        out: np.ndarray | None = None,
+        triangle: Literal["upper", "full"] = "full",
+    ) -> np.ndarray:
+        """(n, n) matrix in Fortran order; memory is the matrix and one tile.
+
+        out: filled and returned where given. triangle: "upper" leaves what is below the diagonal
+        undefined; in Fortran order that is the triangle into which stored (lower) tiles copy contiguously.
+        """
+        matrix = np.empty(self.shape, dtype, order="F") if out is None else out
+        if matrix.shape != self.shape or not matrix.flags.f_contiguous:
+            raise DataError(
+                f"the output must be in Fortran order and of shape {self.shape}, not {matrix.shape}"
+            )
+        for at_rows, at_columns, block in blocks(self.source, self.rows, self.rows):
+            if triangle == "full" or at_rows.start <= at_columns.start:
+                matrix[at_rows, at_columns] = block
+        return matrix
+
+    def matmul(self, V: np.ndarray) -> np.ndarray:
+        """K @ V for V (n, t) or (r, n, t), in float64, in one pass over the stored tiles."""
+        return predict(self.source, self.rows, self.rows, V)
+
+    def diag(self) -> np.ndarray:
+        """(n,) float64 diagonal, from the diagonal tiles alone."""
+        out = np.empty(self.n)
+        for number, part in _parts(self.rows, self.source.side).items():
+            out[part.positions] = self.source.read_tile(number, number).diagonal()[part.local]
+        return out

@@ -1,0 +1,306 @@
+"""From an experiment's ``[data]`` to ordered pools, index sets over them, and what names them in a store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import datasets
+from .array_files import open_array
+from .errors import DataError, ExperimentError
+from .experiment import Data, Experiment, RandomRows
+from .preprocessing import Preprocessing
+from .stores import Axis
+from .tiles import Grid
+
+DIGEST_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Split:
+    """Index sets of an experiment: increasing int64 row ids.
+
+    train, validation: rows of the pool. test: rows of the pool, or of the source's own test set.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray | None
+    test: np.ndarray | None
+    test_in_pool: bool
+
+    @property
+    def pool_rows(self) -> np.ndarray:
+        """All rows of the pool that the experiment touches."""
+        parts = [self.train, self.validation, self.test if self.test_in_pool else None]
+        return np.unique(np.concatenate([part for part in parts if part is not None]))
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The samples of an experiment, resolved: ordered pools, the split, preprocessing, addresses' parts."""
+
+    dataset: datasets.Dataset
+    train: datasets.Pool
+    test: datasets.Pool | None
+    permutation: int | None
+    split: Split
+    preprocessing: Preprocessing
+    task: str
+    warnings: tuple[str, ...]
+
+    @cached_property
+    def pool_description(self) -> dict[str, Any]:
+        return {"source": self.dataset.identity, "part": "train", "permutation": self.permutation}
+
+    @cached_property
+    def test_description(self) -> dict[str, Any]:
+        return {"source": self.dataset.identity, "part": "test", "permutation": None}
+
+    @cached_property
+    def pool_axis(self) -> Axis:
+        return axis_of(self.train.X)
+
+    @cached_property
+    def test_axis(self) -> Axis:
+        if self.test is None:
+            raise DataError(f"{self.dataset.source} has no test set of its own")
+        return axis_of(self.test.X)
+
+    @cached_property
+    def preprocessing_description(self) -> dict[str, Any]:
+        """The steps and, for fitted ones, the digest of what they were fitted on."""
+        steps = self.preprocessing.describe()
+        fitted = [
+            hashlib.sha256(np.ascontiguousarray(self.train.X[slice(*step["fit_on"])]).tobytes()).hexdigest()
+            for step in steps
+            if "fit_on" in step
+        ]
+        return {"steps": steps, "scale": self.dataset.scale, "fitted_on": fitted}
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        return tuple(self.train.X.shape[1:])
+
+    def y(self, rows: np.ndarray, *, test: bool = False) -> np.ndarray:
+        """Labels or targets of pool rows, or of rows of the test set."""
+        pool = self.test if test else self.train
+        if pool is None or pool.y is None:
+            raise DataError(f"{self.dataset.source}: no labels")
+        return pool.y[rows]
+
+
+def resolve(experiment: Experiment, tile_side: int | None = None) -> Pools:
+    """Load, check, order and split the data of an experiment.
+
+    tile_side: of the experiment's kernel; it decides how a permuted order is laid out (see ``_layout``).
+
+    Raises:
+        DataError: data missing, damaged or of wrong values.
+        ExperimentError: the split does not fit the data, or sets overlap.
+    """
+    data = experiment.data
+    kernel = experiment.kernel_object
+    side = tile_side or kernel.tile_side(experiment.gram.dtype)
+    dataset = _load(experiment)
+    if dataset.train.y is None:
+        raise DataError(f"{dataset.source} is unlabelled: give data.y, one label or target per sample")
+    task = experiment.task or datasets.infer_task(dataset.train.y)
+    datasets.validate(dataset.train, task)
+    if dataset.test is not None:
+        datasets.validate(dataset.test, task)
+        if dataset.test.X.shape[1:] != dataset.train.X.shape[1:]:
+            raise DataError(
+                f"{dataset.source}: test samples have shape {dataset.test.X.shape[1:]},"
+                f" training samples {dataset.train.X.shape[1:]}"
+            )
+    split = _split(data, dataset, experiment.seed)
+    permutation, split = _layout(data.permutation, len(dataset.train.X), split, side)
+    train = datasets.order(dataset.train, permutation)
+    if task == "classification" and train.y is not None:
+        datasets.require_two_classes(train.y[split.train], "training")
+    preprocessing = Preprocessing.from_spec(data.preprocess, scale=dataset.scale)
+    if preprocessing.fitted:
+        first, last = int(split.train[0]), int(split.train[-1]) + 1
+        if last - first != len(split.train):
+            raise ExperimentError(
+                "data.preprocess: a fitted step needs fit_on = [start, stop] where the training rows are not one range"
+            )
+        preprocessing = preprocessing.with_default_fit_range(first, last)
+        for step in preprocessing.describe():
+            if "fit_on" in step and step["fit_on"][1] > len(train.X):
+                raise ExperimentError(
+                    f"data.preprocess: fit_on = {step['fit_on']} lies outside the pool of {len(train.X)} samples"
+                )
+    shape = preprocessing.output_shape(tuple(train.X.shape[1:]))
+    kernel.check(kernel_shape(kernel.inputs, shape))
+    warnings = (*dataset.warnings, *_duplicates(train, dataset.test, split))
+    return Pools(dataset, train, dataset.test, permutation, split, preprocessing, task, warnings)
+
+
+def kernel_shape(inputs: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The sample shape a kernel sees: images are flattened for a kernel of vectors."""
+    return (int(np.prod(shape)),) if inputs == "vectors" and len(shape) > 1 else shape
+
+
+def axis_of(X: np.ndarray) -> Axis:
+    """The axis of the samples X (n, ...)."""
+
+    def prefix(rows: int) -> tuple[str, ...]:
+        return tuple(datasets.block_digests(X[:rows], DIGEST_ROWS))
+
+    return Axis(len(X), prefix(len(X)), prefix)
+
+
+def _load(experiment: Experiment) -> datasets.Dataset:
+    data = experiment.data
+    if data.source != "arrays":
+        folder = Path(data.folder) if data.folder else None
+        return datasets.load(data.source, data_dir=folder, task=experiment.task)
+    paths = {key: str(getattr(data, key)) for key in ("X", "y", "X_test", "y_test") if getattr(data, key)}
+    if data.X is None:
+        return _indices(experiment, paths)
+    return datasets.load("arrays", paths=paths, task=experiment.task)
+
+
+def _indices(experiment: Experiment, paths: dict[str, str]) -> datasets.Dataset:
+    """Samples of a precomputed kernel: their indices. Labels come from ``y`` and, for ``cross``, ``y_test``."""
+    table = experiment.kernel
+    n = int(open_array(table["gram"], ["K"]).shape[0])
+    y, labels = datasets.read_labels(paths["y"], "y", task=experiment.task)
+    train = datasets.Pool("arrays", np.arange(n, dtype=np.float64)[:, None], y, labels)
+    test = None
+    if "y_test" in paths and table.get("cross"):
+        m = int(open_array(table["cross"], ["K"]).shape[0])
+        y_test, _ = datasets.read_labels(paths["y_test"], "y_test", labels, task=experiment.task)
+        test = datasets.Pool("arrays/test", np.arange(n, n + m, dtype=np.float64)[:, None], y_test, labels)
+    return datasets.Dataset("arrays", train, test, 1.0, (), f"precomputed-{n}")
+
+
+def _split(data: Data, dataset: datasets.Dataset, seed: int) -> Split:
+    n = len(dataset.train.X)
+    train = _range("data.train", data.train, n, from_end=False)
+    if isinstance(data.validation, RandomRows):
+        if data.validation.random >= len(train):
+            raise ExperimentError(
+                f"data.validation draws {data.validation.random} of the {len(train)} training rows: none would be left"
+            )
+        drawn = np.random.default_rng(seed).choice(len(train), data.validation.random, replace=False)
+        validation: np.ndarray | None = np.sort(train[drawn])
+        train = np.delete(train, drawn)
+    elif data.validation is None:
+        validation = None
+    else:
+        end = n
+        if dataset.test is None and isinstance(data.test, tuple) and data.test[1] == n:
+            end = data.test[0]  # the end of the training pool is where the test range begins
+        validation = _range("data.validation", data.validation, end, from_end=True)
+    test, in_pool = None, dataset.test is None
+    if data.test is not None:
+        if dataset.test is not None:
+            test = _range("data.test", data.test, len(dataset.test.X), from_end=False)
+        elif isinstance(data.test, tuple):
+            test = _range("data.test", data.test, n, from_end=False)
+        else:
+            raise ExperimentError(
+                f"data.test = {data.test}: {data.source} has no test set of its own;"
+                f" give [start, stop] of its {n} samples, for example [{n - data.test}, {n}]"
+            )
+    sets = {"train": train, "validation": validation, "test": test if in_pool else None}
+    _check_overlap({name: rows for name, rows in sets.items() if rows is not None})
+    return Split(train, validation, test, in_pool)
+
+
+def _range(key: str, value: int | tuple[int, int], n: int, *, from_end: bool) -> np.ndarray:
+    if isinstance(value, int):
+        start, stop = (n - value, n) if from_end else (0, value)
+    else:
+        start, stop = value
+    if start < 0 or stop > n:
+        shown = value if isinstance(value, int) else list(value)
+        raise ExperimentError(f"{key} = {shown}, but there are only {n} samples")
+    return np.arange(start, stop, dtype=np.int64)
+
+
+def _check_overlap(sets: dict[str, np.ndarray]) -> None:
+    names = list(sets)
+    for k, name in enumerate(names):
+        for other in names[k + 1 :]:
+            common = np.intersect1d(sets[name], sets[other])
+            if len(common):
+                raise ExperimentError(
+                    f"data.{name} and data.{other} overlap in {len(common)} rows"
+                    f" ({common[0]} to {common[-1]} of the pool); make the ranges disjoint"
+                )
+
+
+def _layout(permutation: int | None, n: int, split: Split, side: int) -> tuple[int | None, Split]:
+    """Choose between a permuted pool and a permuted split of the canonical pool.
+
+    Ridge regression does not care about order. Where the split touches (nearly) all tiles of the
+    canonical pool anyway, its index sets are mapped there, so that one matrix serves every permutation;
+    a small subset keeps a pool of its own in the permuted order, which touches far fewer tiles.
+    """
+    if permutation is None:
+        return None, split
+    order = np.random.RandomState(permutation).permutation(n)
+
+    def mapped(rows: np.ndarray | None) -> np.ndarray | None:
+        return None if rows is None else np.sort(order[rows])
+
+    train = mapped(split.train)
+    assert train is not None
+    there = Split(
+        train,
+        mapped(split.validation),
+        mapped(split.test) if split.test_in_pool else split.test,
+        split.test_in_pool,
+    )
+    if _tiles_touched(there, n, side) <= 1.25 * _tiles_touched(split, n, side):
+        return None, there
+    return permutation, split
+
+
+def _tiles_touched(split: Split, n: int, side: int) -> int:
+    grid = Grid(n, n, side, symmetric=True)
+    return len(needed_tiles(grid, split))
+
+
+def needed_tiles(grid: Grid, split: Split, *, refit: bool = False) -> set[tuple[int, int]]:
+    """Tiles of the pool's matrix that training and evaluation read."""
+    fitted = [split.train, fit_rows(split)] if refit else [split.train]
+    tiles: set[tuple[int, int]] = set()
+    for training in fitted:
+        tiles |= grid.touched(training, training)
+        for rows in evaluation_rows(split):
+            tiles |= grid.touched(rows, training)
+    return tiles
+
+
+def fit_rows(split: Split) -> np.ndarray:
+    """Rows that a refit trains on: training and validation rows together."""
+    return split.train if split.validation is None else np.union1d(split.train, split.validation)
+
+
+def evaluation_rows(split: Split) -> Sequence[np.ndarray]:
+    """Rows of the pool on which predictions are made."""
+    candidates = (split.validation, split.test if split.test_in_pool else None)
+    return [rows for rows in candidates if rows is not None]
+
+
+def _duplicates(train: datasets.Pool, test: datasets.Pool | None, split: Split) -> list[str]:
+    """Samples that stand in the training set and in the validation or test set as well."""
+    return datasets.duplicates_across(
+        train.X[split.train],
+        {
+            "validation": None if split.validation is None else train.X[split.validation],
+            "test": None
+            if split.test is None
+            else (train.X if split.test_in_pool or test is None else test.X)[split.test],
+        },
+    )

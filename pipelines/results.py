@@ -1,0 +1,171 @@
+"""Results: one immutable folder per run, an atomically replaced ``latest``, and a journal while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import leases
+from .errors import StoreError
+from .stores import disk_errors
+
+
+def new_run_id() -> str:
+    """Sorts by time, unique between processes."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+class ResultStore:
+    """The results of one experiment at one address: ``<root>/results/<name>-<address>/<run id>/``."""
+
+    def __init__(self, root: Path, name: str, address: str) -> None:
+        self.folder = root / "results" / f"{name}-{address[:12]}"
+
+    def begin(self, run: str) -> Path:
+        """A working folder for a run, invisible as a result until it is committed."""
+        folder = self.folder / f".{run}"
+        with disk_errors(self.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def commit(self, run: str, result: Mapping[str, Any]) -> Path:
+        """Write result.json, make everything durable, and publish the folder under the run's id."""
+        working = self.folder / f".{run}"
+        final = self.folder / run
+        with disk_errors(self.folder):
+            (working / "result.json").write_text(json.dumps(result, indent=1, allow_nan=True))
+            for path in working.iterdir():
+                _sync(path)
+            _sync(working)
+            os.rename(working, final)
+            self._point_latest(run)
+            _sync(self.folder)
+        return final
+
+    def _point_latest(self, run: str) -> None:
+        temporary = self.folder / f".latest.{uuid.uuid4().hex[:8]}"
+        temporary.symlink_to(run)
+        os.replace(temporary, self.folder / "latest")
+
+    def latest(self) -> Path | None:
+        """The newest run's folder, or None."""
+        link = self.folder / "latest"
+        return link.resolve() if (link / "result.json").exists() else None
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """A run's result.json.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise StoreError(f"{folder}: the result cannot be read ({error})") from None
+
+
+def newest(root: Path, name: str) -> Path | None:
+    """The newest result folder of any experiment called ``name`` under a root."""
+    found = []
+    for link in (root / "results").glob(f"{name}-????????????/latest"):
+        if (link / "result.json").exists():
+            found.append(link.resolve())
+    return max(found, key=lambda folder: folder.name, default=None)
+
+
+def save_array(folder: Path, name: str, values: np.ndarray) -> None:
+    """Save ``folder/name.npy``, plain NumPy."""
+    with disk_errors(folder):
+        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+
+
+def discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Journal:
+    """What a run is doing, in one small file that ``status`` reads: ``<root>/runs/<name>/<run id>.json``."""
+
+    def __init__(self, root: Path, name: str, run: str) -> None:
+        self._path = root / "runs" / name / f"{run}.json"
+        self._value: dict[str, Any] = {
+            "experiment": name,
+            "run": run,
+            "host": leases.host(),
+            "pid": os.getpid(),
+            "process_started": leases.process_started(os.getpid()),
+            "started": time.time(),
+            "state": "running",
+            "stages": [],
+            "stores": [],
+        }
+        self._written = 0.0
+        with disk_errors(root):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+        self._value["stages"].append({"name": name, "started": time.time(), "done": 0, "total": 0})
+        self._write()
+
+    def progress(self, done: int, total: int) -> None:
+        """How far the newest stage is; written at most every second."""
+        self._value["stages"][-1].update(done=done, total=total)
+        if time.monotonic() - self._written > 1.0 or done == total:
+            self._write()
+
+    def end_stage(self) -> None:
+        self._value["stages"][-1]["seconds"] = time.time() - self._value["stages"][-1]["started"]
+        self._write()
+
+    def stores(self, stores: list[dict[str, Any]]) -> None:
+        """Which Gram stores the run fills, and the tiles it needs of each, as runs of columns by row."""
+        self._value["stores"] = stores
+        self._write()
+
+    def uses(self, paths: list[str]) -> None:
+        """Paths of the stores that the run rests on, so that none of them is cleaned away."""
+        self._value["uses"] = paths
+        self._write()
+
+    def finish(self, state: str, **facts: Any) -> None:
+        """The run ended: ``done`` with the report's path, or ``failed`` with the error."""
+        self._value.update(state=state, ended=time.time(), **facts)
+        self._write()
+
+    def _write(self) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        with disk_errors(self._path.parent):
+            temporary.write_text(json.dumps(self._value))
+            os.replace(temporary, self._path)
+        self._written = time.monotonic()
+
+
+def journals(root: Path, name: str) -> list[dict[str, Any]]:
+    """The journals of an experiment's runs, newest first."""
+    found = []
+    for path in sorted((root / "runs" / name).glob("*.json"), reverse=True):
+        try:
+            found.append(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError):
+            continue
+    return found
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,245 @@
+"""Direct solve by Cholesky: one matrix of memory for a whole path of ridges (SPEC R3, R5, R9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
+
+from ..errors import NumericalError
+from ..operators import GramOperator
+from .base import (
+    DirectSolver,
+    Solution,
+    check_ridges,
+    check_targets,
+    extreme_eigenvalues,
+    final_status,
+    not_positive_definite,
+    peak_resident_bytes,
+    quality_notes,
+    refine,
+    require_finite,
+    rounding_level,
+)
+
+PANEL = 256
+"""Columns copied or summed at a time: two such square blocks stay in the cache."""
+
+EXACT_DIMENSION = 2000
+"""Up to this many samples the effective dimension is exact; beyond, it is estimated unless LOO needs R_ii."""
+
+PROBES = 32
+
+
+@dataclass
+class CholeskyState:
+    """The matrix and, in the same array, the factor for one ridge at a time.
+
+    matrix: (n, n) Fortran order. Strictly above the diagonal it holds K. On and below the diagonal it
+    holds a lower factor of ``K + factored * I``; ``factored`` is None while there is none.
+    diagonal: (n,) of K, in the matrix's dtype.
+    pivots: of the symmetric indefinite factor where Cholesky failed by rounding, else None.
+    """
+
+    operator: GramOperator
+    ridges: tuple[float, ...]
+    shifts: tuple[float, ...]
+    jitter: float
+    matrix: np.ndarray
+    diagonal: np.ndarray
+    load_seconds: float
+    factored: float | None = None
+    pivots: np.ndarray | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.diagonal)
+
+    def apply(self, V: np.ndarray, shift: float) -> np.ndarray:
+        """(K + shift I) V in float64, for V (n, t)."""
+        # a matrix read into float32 may have been rounded: there the stored tiles are the truth
+        product = _multiply(self, V) if self.matrix.dtype == np.float64 else self.operator.matmul(V)
+        return product + shift * V
+
+
+@dataclass(frozen=True)
+class Cholesky(DirectSolver):
+    """LAPACK's Cholesky in place, once per ridge.
+
+    K stays above the diagonal while the factor overwrites what is below, so a path of ridges needs no
+    second matrix. A float32 factor is refined to a float64 residual on the stored matrix. Pass all
+    targets in one call: of several ridges only the last one's factor is kept.
+    """
+
+    def factor(self, K: GramOperator, ridges: Sequence[float]) -> CholeskyState:
+        """Read the matrix and factor it for the first ridge.
+
+        Raises:
+            ExperimentError: no ridge, or one that is not finite and positive.
+            NumericalError: not positive definite at the first ridge beyond rounding, or not finite.
+        """
+        values = check_ridges(ridges)
+        started = perf_counter()
+        matrix = K.dense(self.dtype, triangle="upper")
+        diagonal = matrix.diagonal().copy()
+        shifts, jitter = self.shifts(values, diagonal.astype(np.float64))
+        state = CholeskyState(K, values, shifts, jitter, matrix, diagonal, 0.0)
+        self._factor(state, values[0], shifts[0])
+        state.load_seconds = perf_counter() - started
+        return state
+
+    def solve(self, state: CholeskyState, Y: ArrayLike) -> tuple[Solution, ...]:
+        """One solution per ridge for (n,) or (n, t) targets.
+
+        Raises:
+            DataError: targets of another shape, or not finite.
+            NumericalError: not positive definite at some ridge beyond rounding.
+        """
+        targets = check_targets(Y, state.n)
+        return tuple(
+            self._solve_one(state, ridge, shift, targets)
+            for ridge, shift in zip(state.ridges, state.shifts, strict=True)
+        )
+
+    def _solve_one(self, state: CholeskyState, ridge: float, shift: float, Y: np.ndarray) -> Solution:
+        started = perf_counter()
+        if state.factored != shift:
+            self._factor(state, ridge, shift)
+        alpha, residual, iterations = refine(
+            lambda V: _back_substitute(state, V), lambda V: state.apply(V, shift), Y
+        )
+        require_finite(alpha, ridge)
+        status = final_status(residual, indefinite=state.pivots is not None)
+        notes = [*self.jitter_notes(state.jitter), *quality_notes(residual)]
+        loo: np.ndarray | None = None
+        dimension: float | None = None
+        if state.pivots is not None:
+            notes.append(
+                "Cholesky failed by rounding; a symmetric indefinite factor was used, which gives neither "
+                "leave-one-out predictions nor the effective dimension; a larger ridge is safer"
+            )
+        elif self.loo or state.n <= EXACT_DIMENSION:
+            inverse_diagonal = _inverse_diagonal(state)
+            dimension = state.n - shift * float(inverse_diagonal.sum())
+            if self.loo:
+                loo = Y - alpha / inverse_diagonal[:, None]
+                if self.dtype == "float32":
+                    notes.append("leave-one-out uses a float32 factor; confirm close calls in float64")
+        else:
+            dimension = state.n - shift * _estimate_inverse_trace(state)
+            notes.append(f"effective dimension estimated with {PROBES} random probes")
+        return Solution(
+            alpha=alpha,
+            ridge=ridge,
+            shift=shift,
+            status=status,
+            residual=residual,
+            iterations=iterations,
+            effective_dimension=dimension,
+            seconds=perf_counter() - started + state.load_seconds / len(state.ridges),
+            peak_bytes=peak_resident_bytes(),
+            loo=loo,
+            jitter=state.jitter,
+            notes=tuple(notes),
+        )
+
+    def _factor(self, state: CholeskyState, ridge: float, shift: float) -> None:
+        _restore(state, shift)
+        state.factored, state.pivots = None, None
+        (potrf,) = get_lapack_funcs(("potrf",), (state.matrix,))
+        _, failed = potrf(state.matrix, lower=1, clean=0, overwrite_a=1)
+        if failed:
+            self._require_rounding(state, ridge, shift)
+            _restore(state, shift)
+            (sytrf,) = get_lapack_funcs(("sytrf",), (state.matrix,))
+            _, state.pivots, singular = sytrf(state.matrix, lower=1, lwork=64 * state.n, overwrite_a=1)
+            if singular:
+                raise NumericalError(f"K + n*lambda*I is singular at ridge {ridge:g}; take a larger ridge")
+        state.factored = shift
+
+    def _require_rounding(self, state: CholeskyState, ridge: float, shift: float) -> None:
+        """Raise NumericalError unless rounding alone explains why Cholesky failed."""
+        if not np.isfinite(state.diagonal).all():
+            row = state.operator.rows[np.flatnonzero(~np.isfinite(state.diagonal))[0]]
+            raise NumericalError(f"the diagonal of K is not finite at row {row}; verify the store")
+        dtypes = (state.operator.dtype, state.matrix.dtype)
+        level = rounding_level(state.n, dtypes, float(np.abs(state.diagonal).max()))
+        smallest, largest = extreme_eigenvalues(
+            lambda v: _multiply(state, v[:, None])[:, 0], state.n, tolerance=level / 10
+        )
+        if not smallest >= -level:
+            raise not_positive_definite(
+                ridge=ridge,
+                shift=shift,
+                smallest=smallest,
+                largest=largest,
+                unit=1 if self.absolute else state.n,
+                single=np.dtype(np.float32) in dtypes,
+            )
+
+
+def _panels(n: int) -> Iterator[slice]:
+    for start in range(0, n, PANEL):
+        yield slice(start, min(start + PANEL, n))
+
+
+def _restore(state: CholeskyState, shift: float) -> None:
+    """Put ``K + shift I`` back on and below the diagonal, from K above it."""
+    matrix = state.matrix
+    for columns in _panels(state.n):
+        corner = np.triu(matrix[columns, columns], 1)
+        matrix[columns, columns] = corner + corner.T
+        for rows in _panels(columns.start):
+            matrix[columns, rows] = matrix[rows, columns].T
+    np.einsum("ii->i", matrix)[:] = state.diagonal + state.diagonal.dtype.type(shift)
+
+
+def _multiply(state: CholeskyState, V: np.ndarray) -> np.ndarray:
+    """K V from the triangle above the diagonal, in the matrix's dtype, for V (n, t); float64 out."""
+    symm, symv = get_blas_funcs(("symm", "symv"), (state.matrix,))
+    diagonal = np.einsum("ii->i", state.matrix)
+    factor_diagonal = diagonal.copy()
+    diagonal[:] = state.diagonal
+    if V.shape[1] == 1:  # symm would pack the whole matrix for one column
+        product = symv(1.0, state.matrix, V[:, 0], lower=0)[:, None]
+    else:
+        product = symm(1.0, state.matrix, V, lower=0)
+    diagonal[:] = factor_diagonal
+    return product.astype(np.float64, copy=False)
+
+
+def _back_substitute(state: CholeskyState, V: np.ndarray) -> np.ndarray:
+    """(K + shift I)^-1 V through the factor, in the factor's dtype; float64 out."""
+    potrs, sytrs = get_lapack_funcs(("potrs", "sytrs"), (state.matrix,))
+    if state.pivots is None:
+        x, _ = potrs(state.matrix, V, lower=1)
+    else:
+        x, _ = sytrs(state.matrix, state.pivots, V, lower=1)
+    return x.astype(np.float64, copy=False)
+
+
+def _inverse_diagonal(state: CholeskyState) -> np.ndarray:
+    """(n,) float64 diagonal R_ii of (K + shift I)^-1; inverts the factor in place, so it is spent."""
+    (trtri,) = get_lapack_funcs(("trtri",), (state.matrix,))
+    trtri(state.matrix, lower=1, overwrite_c=1)
+    state.factored = None
+    out = np.empty(state.n)
+    for columns in _panels(state.n):
+        corner = np.tril(state.matrix[columns, columns])
+        below = state.matrix[columns.stop :, columns]
+        out[columns] = np.einsum("ij,ij->j", corner, corner, dtype=np.float64)
+        out[columns] += np.einsum("ij,ij->j", below, below, dtype=np.float64)
+    return out
+
+
+def _estimate_inverse_trace(state: CholeskyState) -> float:
+    """tr (K + shift I)^-1 as the mean of |L^-1 z|^2 over random signs z (Hutchinson)."""
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(state.n, PROBES))
+    (trtrs,) = get_lapack_funcs(("trtrs",), (state.matrix,))
+    half, _ = trtrs(state.matrix, np.asfortranarray(signs, state.matrix.dtype), lower=1, overwrite_b=1)
+    return float(np.square(half, dtype=np.float64).sum()) / PROBES

@@ -1,0 +1,152 @@
+"""Driving many tasks over few workers: a bounded window of futures, retries, a look at the cluster."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from threadpoolctl import threadpool_limits
+
+T = TypeVar("T")
+RETRIES = 2
+
+
+class Wait:
+    """What a source of tasks answers when others hold what is left: ask again later."""
+
+
+WAIT = Wait()
+
+
+class Source(Protocol[T]):
+    """Hands out tasks one at a time: a task, WAIT, or None when there is none left."""
+
+    def next(self) -> T | Wait | None: ...
+
+    def done(self, task: T) -> None: ...
+
+
+@dataclass
+class Listed(Generic[T]):
+    """A source that hands out a list."""
+
+    tasks: list[T]
+    _position: int = field(default=0, init=False)
+
+    def next(self) -> T | Wait | None:
+        if self._position == len(self.tasks):
+            return None
+        self._position += 1
+        return self.tasks[self._position - 1]
+
+    def done(self, task: T) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where tasks run: a Dask client, or this process when there is none.
+
+    check: called every second or so; raises when the cluster is lost.
+    """
+
+    client: Any = None
+    count: int = 1
+    resources: dict[str, float] | None = None
+    check: Callable[[], None] = lambda: None
+
+
+Open = Callable[[], Workers]
+"""Opens the workers when the first task needs them: a run that finds everything stored starts none."""
+
+
+def run(
+    function: Callable[..., Any], source: Source[T], arguments: tuple[Any, ...], workers: Workers
+) -> Iterator[tuple[T, Any]]:
+    """Yield (task, function(task, *arguments)) as tasks finish, at most three a worker in flight.
+
+    A task that fails in a way that may pass is tried twice more; any other failure cancels what is in
+    flight and is raised.
+    """
+    if workers.client is None:
+        yield from _run_here(function, source, arguments)
+    else:
+        yield from _run_on(workers, function, source, arguments)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether trying again can help: not for errors a user must mend, nor for a full disk."""
+    if hasattr(error, "exit_code"):
+        return False
+    return isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _run_here(
+    function: Callable[..., Any], source: Source[T], arguments: tuple[Any, ...]
+) -> Iterator[tuple[T, Any]]:
+    while (task := source.next()) is not None:
+        if isinstance(task, Wait):
+            time.sleep(0.2)
+            continue
+        # As on a worker: one thread. Several spend their time waiting where products are small.
+        with threadpool_limits(1, user_api="blas"):
+            result = function(task, *arguments)
+        source.done(task)
+        yield task, result
+
+
+def _run_on(
+    workers: Workers, function: Callable[..., Any], source: Source[T], arguments: tuple[Any, ...]
+) -> Iterator[tuple[T, Any]]:
+    from distributed import wait
+
+    client = workers.client
+    pending: dict[Any, tuple[T, int]] = {}
+
+    def submit(task: T, tries: int) -> None:
+        future = client.submit(function, task, *arguments, pure=False, resources=workers.resources)
+        pending[future] = (task, tries)
+
+    window = 3 * max(workers.count, 1)
+    exhausted = False
+    try:
+        while True:
+            while not exhausted and len(pending) < window:
+                task = source.next()
+                if task is None:
+                    exhausted = True
+                elif isinstance(task, Wait):
+                    break
+                else:
+                    submit(task, 0)
+            if not pending:
+                if exhausted:
+                    return
+                time.sleep(0.2)
+                workers.check()
+                continue
+            try:
+                finished = wait(list(pending), timeout=1.0, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                finished = set()
+            workers.check()
+            for future in finished:
+                task, tries = pending.pop(future)
+                error = future.exception() if future.status == "error" else None
+                if future.status == "finished":
+                    source.done(task)
+                    yield task, future.result()
+                elif error is not None and may_pass(error) and tries < RETRIES:
+                    submit(task, tries + 1)
+                elif error is not None:
+                    raise error
+                else:  # cancelled or lost with the scheduler: the check says which
+                    workers.check()
+                    submit(task, tries)
+    finally:
+        if pending:
+            # Tasks that have begun run on; what they write is whole and will be found.
+            client.cancel(list(pending), force=True)

@@ -1,0 +1,112 @@
+"""Reading a store chunk by chunk: what is missing, damaged or not finite; and setting the bad ones aside."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import leases
+from .errors import StoreError
+from .stores import KINDS, FeatureStore, GramStore, PoolStore, Store, open_store
+
+
+@dataclass
+class Verified:
+    """What reading every chunk of a store found. bad: one line for each damaged or non-finite chunk."""
+
+    store: str
+    kind: str
+    chunks: int = 0
+    missing: int = 0
+    bad: list[str] = field(default_factory=list)
+    temporaries: int = 0
+    swept: int = 0
+    remark: str = ""
+
+    def json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def verify(path: Path, *, repair: bool = False) -> list[Verified]:
+    """Read every chunk of a store, or of every store under a root.
+
+    repair: set bad chunks aside, so that the next run computes them again, and sweep what dead writers
+    left. What a living process may be writing is not touched.
+
+    Raises:
+        StoreError: there is neither a store nor a root at ``path``.
+    """
+    if (path / "zarr.json").exists():
+        return [_verify(open_store(path), repair)]
+    paths = [p.parent for kind in KINDS for p in sorted(path.glob(f"{kind}/*/zarr.json"))]
+    if not paths:
+        raise StoreError(f"{path}: neither a store nor a root with stores in it")
+    return [_verify(open_store(p), repair) for p in paths]
+
+
+def verify_rows(found: list[Verified]) -> list[list[object]]:
+    """Rows for a table: store, chunks, missing, bad, temporaries, remark."""
+    return [[v.store, v.chunks, v.missing, len(v.bad), v.temporaries, v.remark] for v in found]
+
+
+def _verify(store: Store, repair: bool) -> Verified:
+    found = Verified(str(store.path), store.kind)
+    for name in store.attributes["arrays"]:
+        array = store.array(name)
+        counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
+        for index in itertools.product(*(range(count) for count in counts)):
+            if isinstance(store, GramStore) and not store.grid.contains((index[0], index[1])):
+                continue
+            if not store.chunk(name, index).exists():
+                found.missing += 1
+                continue
+            found.chunks += 1
+            problem = _problem(store, array, name, index)
+            if problem:
+                label = "tile" if isinstance(store, GramStore) else f"{name} chunk"
+                found.bad.append(f"{store.path}: {label} {'/'.join(str(i) for i in index)}: {problem}")
+                if repair:
+                    store.set_aside(name, index)
+    _temporaries(store, found, repair)
+    if isinstance(store, GramStore) and found.missing:
+        found.remark = "missing tiles are computed when a run needs them"
+    elif isinstance(store, FeatureStore | PoolStore) and found.missing:
+        found.remark = "missing chunks are made when a run needs them"
+    return found
+
+
+def _problem(store: Store, array: Any, name: str, index: tuple[int, ...]) -> str:
+    """What is wrong with a chunk, or nothing. Reads it without setting it aside."""
+    selection = tuple(
+        slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, array.chunks, array.shape, strict=True)
+    )
+    try:
+        values = array[selection]
+    except (ValueError, RuntimeError) as error:
+        return f"damaged ({str(error).splitlines()[0][:80]})"
+    if values.dtype.kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        # A pool may hold what its owner put there; what was computed may not.
+        if bad and not isinstance(store, PoolStore):
+            return f"{bad} values are not finite"
+    return ""
+
+
+def _temporaries(store: Store, found: Verified, repair: bool) -> None:
+    """Count what writers left behind; sweep it where no living process works on the store."""
+    stray = store.temporaries()
+    aside = sorted((store.path / "damaged").glob("*"))
+    found.temporaries = len(stray)
+    busy = leases.living(store.path)
+    if not repair:
+        return
+    if busy:
+        found.remark = f"in use by {busy[0].holder}: temporaries are left alone"
+        return
+    for path in (*stray, *aside):
+        path.unlink(missing_ok=True)
+    found.swept = len(stray) + leases.sweep(store.path)

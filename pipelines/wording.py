@@ -1,0 +1,107 @@
+"""Numbers and kernels in words, the same on every page and on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+ORACLE = "chosen on the test set: for comparison with published numbers only"
+NO_PLOTS = "Plots are left out because matplotlib is not installed: pip install 'megagram[plot]' adds them."
+METRICS = {
+    "accuracy": "accuracy",
+    "rmse": "error (RMSE)",
+    "mse": "error (MSE)",
+    "mae": "error (MAE)",
+    "r2": "R²",
+}
+
+
+def score_text(value: float | None, metric: str) -> str:
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
+
+
+def difference_text(value: float | None, metric: str) -> str:
+    if value is None:
+        return "–"
+    return f"{round(value, 2) + 0.0:+.2f}" if metric == "accuracy" else f"{value + 0.0:+.3g}"
+
+
+def ridge_text(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:g}"
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def number_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def seconds_text(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if value < 1e-3:
+        return f"{value * 1e6:.0f} µs"
+    if value < 1:
+        return f"{value * 1e3:.3g} ms" if value < 0.1 else f"{value * 1e3:.0f} ms"
+    if value < 100:
+        return f"{value:.3g} s"
+    minutes = round(value / 60)
+    return f"{value / 60:.1f} min" if value < 6000 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bytes_text(value: float | None) -> str:
+    if value is None:
+        return "–"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"
+
+
+def count_text(n: int, word: str) -> str:
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def plain_text(value: Any) -> str:
+    """Any JSON value in one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain_text(v)}" for key, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(plain_text(v) for v in value)
+    return "–" if value is None else str(value)
+
+
+def kernel_phrase(description: Mapping[str, Any]) -> str:
+    """A kernel in a few words, from its description."""
+    match description:
+        case {"kind": "fully-connected", "family": "ntk", "depth": depth}:
+            return f"the neural tangent kernel of a fully connected network of {depth} layers"
+        case {"kind": "fully-connected", "depth": depth}:
+            return f"the random-feature kernel of a fully connected network of {depth} layers"
+        case {"kind": "convolutional", "layers": layers}:
+            what = "neural tangent kernel" if description.get("tangent") else "kernel"
+            names = " / ".join(_layer_name(layer) for layer in layers)
+            return f"a convolutional {what} of {count_text(len(layers), 'layer')} ({names})"
+        case {"kind": "dot-product", "kernel": name}:
+            return f"the {name} kernel"
+        case {"kind": "scaled", "term": term}:
+            return kernel_phrase(term)
+        case {"kind": "sum" | "product" as kind, "terms": terms}:
+            return f"a {kind} of {len(terms)} kernels"
+        case {"kind": "precomputed"}:
+            return "a precomputed kernel"
+    return f"a {description.get('kind', 'user-defined')} kernel"
+
+
+def _layer_name(layer: Mapping[str, Any]) -> str:
+    name, parameter = layer["kernel"], layer.get("sigma") or layer.get("degree")
+    return f"{name} {parameter:g}" if parameter and name in ("exponential", "polynomial") else str(name)

@@ -1,0 +1,98 @@
+"""The shipped experiments: all valid, all named as their files, and the tables complete."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pipelines import experiment
+
+SIZES = {"": 50_000, "-10k": 10_000, "-1k": 1_000}
+ARCHITECTURES = ("relu-rf", "relu-ntk", "exp-exp", "exp-222")
+SECOND_LAYERS = ("exp-exp", "exp-poly3", "exp-poly2", "poly2-exp", "poly2-poly2", "exp-linear", "exp-poly4")
+DEPTHS = tuple(f"{family}-{depth}" for family in ("rf", "ntk") for depth in (2, 3, 4, 5))
+MODELS = {
+    "cifar10-architectures": tuple(f"cifar10-{name}" for name in ARCHITECTURES),
+    "cifar10-second-layer": tuple(f"cifar10-{name}" for name in SECOND_LAYERS),
+    "mnist-depth": tuple(f"mnist-{name}" for name in DEPTHS),
+    "fashion-depth": tuple(f"fashion-{name}" for name in DEPTHS),
+}
+
+
+@pytest.mark.parametrize("name", sorted(experiment.shipped()))
+def test_every_shipped_experiment_is_valid(name):
+    """Protects ``megagram run NAME``: the file loads, says what it is, and bears its name."""
+    study = experiment.load(name)
+    assert study.name == name
+    assert study.description
+    for one in study.experiments:
+        one.kernel_object  # noqa: B018  (raises where the table is wrong)
+
+
+def test_all_promised_names_are_shipped():
+    """Protects the list of names that the documentation gives."""
+    wanted = {"quickstart", "digits-depth", "digits-convolutional"}
+    for study, models in MODELS.items():
+        sizes = SIZES if study.startswith("cifar10") else ("", "-10k")
+        wanted |= {f"{name}{size}" for name in (study, *models) for size in sizes}
+    assert set(experiment.shipped()) == wanted
+
+
+@pytest.mark.parametrize("study", sorted(MODELS))
+def test_studies_are_their_single_experiments(study):
+    """Protects against a table and its single runs drifting apart: same data, kernel, ridges, expected value."""
+    for size in SIZES if study.startswith("cifar10") else ("", "-10k"):
+        variants = experiment.load(study + size).experiments
+        singles = [experiment.load(name + size).experiments[0] for name in MODELS[study]]
+        for variant, single in zip(variants, singles, strict=True):
+            assert (variant.data, variant.gram, variant.solve) == (single.data, single.gram, single.solve)
+            assert variant.kernel_object.fingerprint == single.kernel_object.fingerprint
+            assert _expected(variant, SIZES[size]) == _expected(single, SIZES[size])
+
+
+def _expected(one: experiment.Experiment, size: int) -> tuple[float | None, float] | None:
+    """The value published for this size, and its tolerance."""
+    known = one.expected is not None and one.expected.train == size
+    return (one.expected.value, one.expected.tolerance) if known else None
+
+
+@pytest.mark.parametrize(("name", "variants"), [("digits-depth", 8), ("digits-convolutional", 9)])
+def test_digits_tables_are_complete(name, variants):
+    """Protects tables G8 and G9: every kernel, an expected accuracy at each of its six ridges, one size."""
+    experiments = experiment.load(name).experiments
+    assert len(experiments) == variants
+    assert len({one.kernel_object.fingerprint for one in experiments}) == variants
+    for one in experiments:
+        assert one.solve.select == "oracle"
+        assert sorted(map(float, one.expected.path)) == sorted(one.solve.ridges)
+        start, stop = one.data.train
+        assert one.expected.train == stop - start
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_expected_values_hold_for_the_size_they_are_compared_at(size):
+    """Protects the comparison at full size and at 10,000: the final model sees what the published one saw."""
+    for name in MODELS["cifar10-second-layer"]:
+        (one,) = experiment.load(name + size).experiments
+        fitted = one.data.train + (one.data.validation if one.solve.refit else 0)
+        assert fitted == SIZES[size]
+        published_here = one.expected is not None and one.expected.train == fitted
+        assert published_here == ((size == "-10k" and "poly4" not in name) or (size == "" and _full(name)))
+
+
+def _full(name: str) -> bool:
+    return name.removeprefix("cifar10-") in ("exp-exp", "exp-poly3", "exp-poly2")
+
+
+def test_mnist_protocol_is_the_published_one():
+    """Protects R10: the seeded order, 50,000 for training, 10,000 for validation, nine ridges, no refit."""
+    (one,) = experiment.load("mnist-ntk-3").experiments
+    assert (one.data.permutation, one.data.train, one.data.validation, one.data.test) == (
+        42,
+        50_000,
+        10_000,
+        10_000,
+    )
+    assert not one.solve.refit
+    assert [round(math.log10(ridge)) for ridge in one.solve.ridges] == list(range(0, -9, -1))

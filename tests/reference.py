@@ -1,0 +1,151 @@
+"""Slow, obviously right oracles in float64: plain loops over samples, positions and taps.
+
+Nothing here is shared with the package under test.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def kappa_0(u: float) -> float:
+    return 1 - math.acos(min(1.0, max(-1.0, u))) / math.pi
+
+
+def kappa_1(u: float) -> float:
+    u = min(1.0, max(-1.0, u))
+    return (u * (math.pi - math.acos(u)) + math.sqrt(max(0.0, 1 - u * u))) / math.pi
+
+
+def scalar(kernel: str, u: float, parameter: float = 1.0) -> float:
+    """kappa(u) of a dot-product kernel by name (K3, K5, K6, K9)."""
+    match kernel:
+        case "exponential":
+            return math.exp((u - 1) / parameter**2)
+        case "polynomial":
+            return u**parameter
+        case "linear":
+            return parameter * u
+        case "relu" | "arc-cosine-1":
+            return kappa_1(u)
+        case "arc-cosine-0":
+            return kappa_0(u)
+        case "laplace":
+            return math.exp(-parameter * math.sqrt(max(0.0, 1 - u)))
+    raise ValueError(kernel)
+
+
+def fully_connected(family: str, depth: int, u: float) -> float:
+    """RF_L(u) or NTK_L(u) (K8)."""
+    sigma = theta = min(1.0, max(-1.0, u))
+    for _ in range(depth - 1):
+        theta = theta * kappa_0(sigma) + kappa_1(sigma)
+        sigma = kappa_1(sigma)
+    return sigma if family == "rf" else theta
+
+
+def cosine(x: np.ndarray, y: np.ndarray, floor: float = 1e-6) -> float:
+    """<x, y> over the floored norms (K2)."""
+    return float(x @ y) / max(np.linalg.norm(x), floor) / max(np.linalg.norm(y), floor)
+
+
+def homogeneous(function, X: np.ndarray, Y: np.ndarray, floor: float = 1e-6) -> np.ndarray:
+    """Matrix of |x| |y| function(cos(x, y)) by loops (K1, K2)."""
+    K = np.empty((len(X), len(Y)))
+    for i, x in enumerate(X):
+        for j, y in enumerate(Y):
+            K[i, j] = np.linalg.norm(x) * np.linalg.norm(y) * function(cosine(x, y, floor))
+    return K
+
+
+def pooling_matrix(n: int, kind: str, t: int, p: int, mode: str) -> np.ndarray:
+    """Pooling of one axis, tap by tap (C4, C10)."""
+    if kind == "global":
+        return np.full((1, n), 1 / n)
+    if mode == "reference":
+        size = n // t if kind == "average" else n // t - 1
+    else:
+        size = math.ceil(n / t)
+    H = np.zeros((size, n))
+    for i in range(size):
+        if kind == "strided":
+            window = {t * (i + 1) if mode == "reference" else t * i: 1.0}
+        elif kind == "average":
+            window = {t * i + k: 1 / p for k in range(p)}
+        else:
+            total = sum(math.exp(-(k**2) / p**2) for k in range(-p, p + 1))
+            centre = t * i + p if mode == "reference" else t * i
+            window = {centre + k: math.exp(-(k**2) / p**2) / total for k in range(-p, p + 1)}
+        for position, weight in window.items():
+            if mode == "periodic":
+                H[i, position % n] += weight
+            elif 0 <= position < n:
+                H[i, position] += weight
+    return H
+
+
+def patch_gram(B: np.ndarray, size: int, periodic: bool = False) -> np.ndarray:
+    """B^P of B (h, w, h, w), offset by offset and position by position (C2)."""
+    h, w = B.shape[:2]
+    q = (size - 1) // 2
+    offsets = range(-(size - 1 - q), q + 1)
+    out = np.zeros_like(B)
+    for i, j, k, m in np.ndindex(*B.shape):
+        for d in offsets:
+            for e in offsets:
+                row, column, row_2, column_2 = i + d, j + e, k + d, m + e
+                if periodic:
+                    out[i, j, k, m] += B[row % h, column % w, row_2 % h, column_2 % w]
+                elif 0 <= row < h and 0 <= row_2 < h and 0 <= column < w and 0 <= column_2 < w:
+                    out[i, j, k, m] += B[row, column, row_2, column_2]
+    return out
+
+
+def pool_gram(B: np.ndarray, H: np.ndarray, C: np.ndarray) -> np.ndarray:
+    """H on both row axes and C on both column axes of B (h, w, h, w) (C4)."""
+    return np.einsum("ai,bj,ck,dm,ijkm->abcd", H, C, H, C, B, optimize=True)
+
+
+def convolutional(x, y, layers, tangent=False, mode="reference", same=False) -> float:
+    """The convolutional kernel of two images (h, w, c), executing every step of C1 to C5 and C8.
+
+    layers: dicts with patch, kernel, parameter, pooling, subsampling, poolfactor, floor, patch_norm.
+    same: x and y are one sample, so that equal positions have cosine exactly 1 (K13).
+    """
+
+    def start(u, v):
+        return np.einsum("ijc,kmc->ijkm", u, v)
+
+    grams = {"xy": start(x, y), "xx": start(x, x), "yy": start(y, y)}
+    T = None
+    for layer in layers:
+        size, periodic = layer["patch"], mode == "periodic"
+        scale = size**-2 if layer.get("patch_norm") else 1.0
+        grams = {name: scale * patch_gram(B, size, periodic) for name, B in grams.items()}
+        T = grams["xy"].copy() if T is None else scale * patch_gram(T, size, periodic)
+        norms = {s: np.sqrt(np.einsum("ijij->ij", grams[s + s])) for s in "xy"}
+        h, w = norms["x"].shape
+        floor = layer.get("floor", 1e-6)
+        mapped = {}
+        for name, B in grams.items():
+            M = np.empty_like(B)
+            for i, j, k, m in np.ndindex(*B.shape):
+                a, b = norms[name[0]][i, j], norms[name[1]][k, m]
+                if layer["kernel"] == "square":
+                    M[i, j, k, m] = B[i, j, k, m] ** 2
+                    continue
+                c = B[i, j, k, m] / max(a, floor) / max(b, floor)
+                if (name != "xy" or same) and (i, j) == (k, m) and a > floor:
+                    c = 1.0
+                M[i, j, k, m] = a * b * scalar(layer["kernel"], c, layer.get("parameter", 1.0))
+                if name == "xy" and tangent:
+                    T[i, j, k, m] = T[i, j, k, m] * kappa_0(c) + M[i, j, k, m]
+            mapped[name] = M
+        t = layer.get("subsampling", 1)
+        p = layer.get("poolfactor") or t
+        H, C = (pooling_matrix(n, layer.get("pooling", "gaussian"), t, p, mode) for n in (h, w))
+        grams = {name: pool_gram(M, H, C) for name, M in mapped.items()}
+        T = pool_gram(T, H, C)
+    return float(np.einsum("ijij->", T if tangent else grams["xy"]))
