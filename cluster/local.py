@@ -78,10 +78,14 @@ def _started(profile: Profile) -> Iterator[Client]:
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     resources = profile.resources()
-    dashboard: dict[str, Any] = {"dashboard": False}
-    if profile.dashboard:
-        dashboard = {"dashboard": True, "dashboard_address": f"127.0.0.1:{profile.dashboard}"}
-    scheduler = {"host": "127.0.0.1", "port": 0, "protocol": "tcp://", **dashboard}
+    scheduler = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "protocol": "tcp://",
+        "dashboard": bool(profile.dashboard),
+        # Any port when there are no pages: the default one may belong to another cluster.
+        "dashboard_address": f"127.0.0.1:{int(profile.dashboard)}",
+    }
     if profile.scratch:
         os.makedirs(profile.scratch, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -143,14 +143,18 @@ def verify(
     from pipelines.verify import verify_rows
 
     checked = check(store, repair=repair)
-    table(("store", "chunks", "missing", "bad", "temporaries", "remark"), verify_rows(checked))
+    table(
+        ("store", "chunks", "missing", "bad", "not computed", "temporaries", "remark"), verify_rows(checked)
+    )
     for one in checked:
-        for line in one.bad:
-            print(f"{'repaired' if repair else 'bad'}: {line}")
+        for line in (*one.bad, *one.missing):
+            print(line)
     if as_json:
         print(json.dumps([one.json() for one in checked]))
-    if any(one.bad for one in checked) and not repair:
-        raise typer.Exit(5)
+    if any(one.bad or one.missing for one in checked):
+        if not repair:
+            raise typer.Exit(5)
+        print("bad tiles are set aside: run the experiment again to compute them")
 
 
 @app.command(epilog=example("megagram gram kernel.toml --x X.npy --out K.npy"))
@@ -178,11 +182,19 @@ def gram(
 
 
 @app.command(epilog=example("megagram report quickstart"))
-def report(experiment: ExperimentArgument, root: RootOption = DEFAULT_ROOT) -> None:
+def report(
+    experiment: ExperimentArgument,
+    root: RootOption = DEFAULT_ROOT,
+    show: Annotated[bool, typer.Option("--show", help="Show the report on the terminal as well.")] = False,
+) -> None:
     """Build the newest run's report again."""
+    from flows.display import page
     from flows.run import rebuild_reports
 
-    for path in rebuild_reports(_load(experiment, None), root):
+    paths = rebuild_reports(_load(experiment, None), root)
+    if show:
+        page(paths[0].with_suffix(".md"))
+    for path in paths:
         print(path)
 
 
@@ -309,8 +321,8 @@ def _command() -> str:
 def _print_outcome(outcome: Any, as_json: bool) -> None:
     from flows.display import table
 
-    header, rows = outcome.table
-    table(header, rows, title=outcome.title)
+    for title, header, rows in outcome.tables:
+        table(header, rows, title=title)
     print(f"Report: {outcome.report}")
     if as_json:
         print(json.dumps(outcome.json()))

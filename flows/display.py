@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 EVERY_SECONDS = 5.0
 """How often a line of progress is printed where there is no terminal to draw a bar on."""
@@ -76,12 +80,29 @@ class Terminal:
         self._bar = self._task = None
 
     def __enter__(self) -> Terminal:
+        # Warnings of the engine, progress of downloads.
+        self._handler = _Lines(self)
+        log = logging.getLogger("megagram")
+        log.addHandler(self._handler)
+        log.setLevel(logging.INFO)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        logging.getLogger("megagram").removeHandler(self._handler)
         self._clear()
+
+
+class _Lines(logging.Handler):
+    """Log records as lines of a display."""
+
+    def __init__(self, display: Terminal) -> None:
+        super().__init__()
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.line(record.getMessage())
 
 
 class Quiet:
@@ -97,14 +118,19 @@ class Quiet:
         return None
 
 
+def page(path: Path) -> None:
+    """Print a Markdown page on standard output."""
+    Console().print(Markdown(path.read_text()))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> None:
     """Print a table on standard output, as wide as it needs to be where that is no terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
-    drawn = Table(title=title or None, title_justify="left", show_header=any(header))
+    drawn = Table(title=Text(title) if title else None, title_justify="left", show_header=any(header))
     for k, name in enumerate(header):
         drawn.add_column(name, justify="left" if k == 0 else "default")
     for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+        drawn.add_row(*(Text(str(cell)) for cell in row))  # as it is: brackets are no markup
     console.print(drawn)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profiles import Profile
+from kernels.base import Kernel
 from pipelines import experiment, memory, plan, pools, provenance
 from pipelines.plan import Plan
 from pipelines.wording import bytes_text, seconds_text
@@ -69,7 +70,7 @@ def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
 def shipped_rows() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Shipped experiments: name, kind, samples, expected time on this machine, description."""
     header: tuple[str, ...] = ("name", "kind", "training samples", "expected time", "description")
-    speeds: dict[str, plan.Speed] = {}
+    speeds: dict[str, tuple[plan.Speed, float]] = {}
     workers = memory.cores()
     rows: list[tuple[str, ...]] = []
     for name, path in experiment.shipped().items():
@@ -127,19 +128,29 @@ def _size(one: experiment.Experiment) -> int:
     return train if isinstance(train, int) else train[1] - train[0]
 
 
-def _estimate(one: experiment.Experiment, speeds: dict[str, plan.Speed], workers: int) -> float:
-    """Seconds on this machine from the number of entries alone; data are not read."""
+def _estimate(one: experiment.Experiment, speeds: dict[str, tuple[plan.Speed, float]], workers: int) -> float:
+    """Seconds on this machine from the number of entries alone; data are not read.
+
+    One kernel of each kind is timed; the others of its kind follow by what they say they cost.
+    """
     kernel = plan.run_kernel(one)
     _, image = _POOLS[one.data.source]
     shape = pools.kernel_shape(kernel.inputs, image)
-    if kernel.fingerprint not in speeds:
-        speeds[kernel.fingerprint] = plan.calibrate(kernel, shape, one.gram.dtype, seconds=0.02)
-    speed = speeds[kernel.fingerprint]
+    work = _work(kernel, shape)
+    if kernel.kind not in speeds:
+        speeds[kernel.kind] = plan.calibrate(kernel, shape, one.gram.dtype), work
+    speed, timed = speeds[kernel.kind]
     n = _size(one)
     held = sum(_count(part) for part in (one.data.validation, one.data.test))
     entries = n * (n + 1) / 2 + n * held
     factor = n**3 / 3 / speed.operations
-    return entries / speed.entries / workers + factor * len(one.solve.ridges)
+    return entries / speed.entries * (work / timed) / workers + factor * len(one.solve.ridges)
+
+
+def _work(kernel: Kernel, shape: tuple[int, ...]) -> float:
+    """Operations of one entry; a call of exp or arccos takes about as long as twenty of a product's."""
+    cost = kernel.cost(1, 1, shape)
+    return cost.operations + 20 * cost.transcendentals
 
 
 def _count(part: Any) -> int:

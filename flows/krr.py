@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipelines import report
 from pipelines.errors import ChunkLost
 
 from .engine import Engine
@@ -39,7 +40,12 @@ def krr(work: Work, run: Engine) -> dict[str, Any]:
                 if attempt == REPAIRS:
                     raise
                 work.display.line(f"warning: {error}; computing it again")
-        return stage("report", work.make_report)
+        stage("report", work.make_report)
+        header, rows = report.terminal_table(work.result)
+        names = [name or "what" for name in header]
+        run.table("result", [dict(zip(names, row, strict=True)) for row in rows], work.experiment.name)
+        run.markdown("report", (work.folder / "report.md").read_text(), str(work.folder / "report.html"))
+        return {"report": str(work.folder / "report.html")}
     except BaseException as error:
         work.failed(error)
         raise

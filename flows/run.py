@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profiles import Profile
-from pipelines import report, results, study_report
+from pipelines import report, results
 from pipelines.errors import StoreError
 from pipelines.experiment import Study
+from pipelines.plan import run_kernel
+from pipelines.verdict import verdict
 
 from .engine import open_engine, run_flow
 from .krr import krr
 from .work import Cluster, Display, Work
+
+NamedTable = tuple[str, Sequence[str], Sequence[Sequence[object]]]
+"""Title, header and rows, for a terminal."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Outcome:
     """What a run of a study came to. missed: a table's figure lies outside its tolerance."""
 
     title: str
-    table: tuple[Sequence[str], Sequence[Sequence[object]]]
+    tables: tuple[NamedTable, ...]
     report: Path
     results: tuple[dict[str, Any], ...]
     missed: bool
@@ -43,18 +48,22 @@ def run_study(study: Study, root: Path, profile: str, display: Display, *, comma
     """
     root = root.resolve()
     engine = open_engine()
-    done: list[tuple[Work, dict[str, Any]]] = []
+    done: dict[str, Work] = {}
     with Cluster(Profile.load(profile), root, display.line) as cluster:
         display.line(engine.name)
-        for experiment in study.experiments:
+        # Kernels that bring another one along come first: an NTK's pass leaves nothing to do for the RF.
+        for experiment in sorted(study.experiments, key=lambda e: -len(run_kernel(e).outputs)):
             work = Work(experiment, root, cluster, display, command=command, engine=engine.name)
-            run_flow(f"{experiment.name}-{work.run}", krr, work, engine=engine)
-            done.append((work, work.result))
+            run_flow("krr", krr, work, engine=engine, run_name=f"{experiment.name} {work.run}")
+            done[experiment.name] = work
     if not study.is_table:
-        work, result = done[0]
+        (work,) = done.values()
+        result = work.result
         header, rows = report.terminal_table(result)
-        return Outcome("", (header, rows), work.folder / "report.html", (result,), False)
-    return _table(study, root, [(w.experiment.label, w.folder, r) for w, r in done])
+        return Outcome("", (("", header, rows),), work.folder / "report.html", (result,), False)
+    return _table(
+        study, root, [(e.label, done[e.name].folder, done[e.name].result) for e in study.experiments]
+    )
 
 
 def rebuild_reports(study: Study, root: Path) -> list[Path]:
@@ -112,9 +121,12 @@ def _table(study: Study, root: Path, entries: list[tuple[str, Path, dict[str, An
         (label, result, f"../../{where.parent.name}/{where.name}/report.html")
         for label, where, result in entries
     ]
-    made = study_report.make_study(study.name, study.description, run, created, variants)
+    made = report.make_study(study.name, study.description, run, created, variants)
     report.build_study(made, folder)
     final = store.commit(run, made)
-    header, rows = study_report.study_table(made)
-    missed = not study_report.study_passed(made)
-    return Outcome(study.name, (header, rows), final / "report.html", tuple(r for _, _, r in entries), missed)
+    tables: list[NamedTable] = [(study.description or study.name, *report.study_table(made))]
+    if by_ridge := report.ridge_table(made):
+        tables.append(("Test scores at each ridge, expected ones in brackets", *by_ridge))
+    judged = [verdict(result) for _, _, result in entries]
+    missed = any(one is not None and one.status == "not reached" for one in judged)
+    return Outcome(study.name, tuple(tables), final / "report.html", tuple(r for _, _, r in entries), missed)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines import leases
 from pipelines.errors import StoreError
-from pipelines.results import journals
+from pipelines.results import journals, tiles_of
 from pipelines.stores import GramStore, Store, open_store
 from pipelines.tiles import Tile
 from pipelines.wording import seconds_text
@@ -103,7 +103,7 @@ def _of_run(journal: dict[str, Any]) -> dict[str, Any]:
         )
     stores = []
     for store in journal["stores"]:
-        needed = {(int(i), j) for i, runs in store["needed"].items() for a, b in runs for j in range(a, b)}
+        needed = tiles_of(store["needed"])
         stores.append({"role": store["role"], **store_status(Path(store["path"]), needed)})
     return {
         "title": journal["experiment"],

@@ -21,7 +21,6 @@ from kernels.base import digest
 from pipelines import features, fit, gram, plan, pools, provenance, report, results, tasks
 from pipelines.experiment import Experiment
 from pipelines.stores import GramStore, generations
-from pipelines.tiles import as_ranges
 
 
 class Display(Protocol):
@@ -168,7 +167,7 @@ class Work:
         }
         self.journal.stores(
             [
-                {"role": m.role, "path": str(store.path), "needed": _by_row(m.needed)}
+                {"role": m.role, "path": str(store.path), "needed": results.by_row(m.needed)}
                 for m in matrices
                 for store in self._stores[m.role]
             ]
@@ -438,11 +437,3 @@ def _index_sets(split: pools.Split) -> tuple[np.ndarray | None, np.ndarray | Non
 
 def _limits(rows: np.ndarray | None) -> list[int] | None:
     return None if rows is None else [int(rows[0]), int(rows[-1]) + 1]
-
-
-def _by_row(tiles: frozenset[tuple[int, int]]) -> dict[str, list[list[int]]]:
-    """Tiles as runs of columns by tile row, small enough for a journal."""
-    rows: dict[int, list[int]] = {}
-    for i, j in sorted(tiles):
-        rows.setdefault(i, []).append(j)
-    return {str(i): [list(run) for run in as_ranges(js)] for i, js in rows.items()}

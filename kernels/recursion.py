@@ -114,10 +114,10 @@ class Recursion:
         return layer.patch**2 * channels + (2 if layer.kernel == "exponential" else 0)
 
     def _strips(self, number: int, pairs: int) -> Iterator[slice]:
-        """Image rows of the first side taken at a time."""
+        """Image rows of the first side taken at a time: some, where one pair does not fit in the cache."""
         h, w = self.stages[number].grid
         step = h
-        if number == 0 and pairs == 1:
+        if number == 0 and pairs == 1 and self._positions > _KRONECKER_POSITIONS:
             step = min(h, max(1, self._strip_entries // (w * self._positions)))
         for start in range(0, h, step):
             yield slice(start, min(start + step, h))
@@ -205,7 +205,8 @@ class Recursion:
         """Cost of n x m pairs; every array of this class is counted by its name."""
         group = min(m, self.group_size(channels))
         p, q = self.block_shape(group)
-        pairs = min(n, p) * q
+        p = min(n, p)
+        pairs = p * q
         arrays = 1 + self._tangent
         sizes: dict[str, float] = {}
 

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -25,12 +25,16 @@ from kernels.registry import from_description
 
 from . import precomputed as _registers_its_kernel  # noqa: F401
 from .errors import ExperimentError
+from .preprocessing import Preprocessing
 
 SOURCES = ("digits", "mnist", "fashion-mnist", "cifar10", "arrays")
 ARRAY_KEYS = ("X", "y", "X_test", "y_test")
 
-Range = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
+# Strict: true is no number, and "5" no count.
+Range = tuple[Annotated[int, Field(ge=0, strict=True)], Annotated[int, Field(ge=1, strict=True)]]
 Count = Annotated[int, Field(gt=0, strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
 class Table(BaseModel):
@@ -71,6 +75,15 @@ class Data(Table):
             raise ValueError(f"[start, stop] needs start < stop, got {list(value)}")
         return value
 
+    @field_validator("preprocess")
+    @classmethod
+    def _steps(cls, steps: Any) -> Any:
+        try:
+            Preprocessing.from_spec(steps, scale=1.0)
+        except ExperimentError as error:
+            raise ValueError(str(error)) from None
+        return steps
+
     @model_validator(mode="after")
     def _paths(self) -> Data:
         given = [key for key in ARRAY_KEYS if getattr(self, key) is not None]
@@ -92,7 +105,7 @@ class Gram(Table):
     """How the matrix is stored. ``joint``: an NTK's matrix brings the RF one of the same pass with it."""
 
     dtype: Literal["float32", "float64"] = "float32"
-    joint: bool = True
+    joint: Flag = True
 
 
 class Solve(Table):
@@ -100,15 +113,17 @@ class Solve(Table):
 
     method: Literal["auto", "cholesky", "eigen"] = "auto"
     dtype: Literal["float32", "float64"] = "float64"
-    ridges: Annotated[tuple[float, ...], Field(min_length=1)]
+    ridges: tuple[Number, ...]
     select: Literal["validation", "loo", "oracle"] = "validation"
-    refit: bool = False
-    absolute: bool = False
-    jitter: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    refit: Flag = False
+    absolute: Flag = False
+    jitter: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
 
     @field_validator("ridges")
     @classmethod
     def _positive(cls, ridges: tuple[float, ...]) -> tuple[float, ...]:
+        if not ridges:
+            raise ValueError("give at least one ridge, such as [1e-3]")
         for ridge in ridges:
             if not (math.isfinite(ridge) and ridge > 0):
                 raise ValueError(f"every ridge must be a positive number, got {ridge}")
@@ -121,10 +136,10 @@ class Expected(Table):
     """A published value to compare with: one accuracy, or test accuracies by ridge."""
 
     source: str
-    value: float | None = None
-    path: dict[str, float] | None = None
-    tolerance: Annotated[float, Field(ge=0)]
-    train: int | None = None
+    value: Number | None = None
+    path: dict[str, Number] | None = None
+    tolerance: Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+    train: Count | None = None
     metric: str = "accuracy"
     note: str = ""
 
@@ -327,6 +342,9 @@ def _resolved(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ExperimentError(f"{path}: extends itself, by way of {', '.join(str(p) for p in chain)}")
     table = read_toml(path)
     _absolute_paths(table, path.parent)
+    for variant in table.get("variants", ()):
+        if isinstance(variant, dict):
+            _absolute_paths(variant, path.parent)
     base = table.pop("extends", None)
     if base is None:
         return table
@@ -402,45 +420,62 @@ def _experiment(table: Mapping[str, Any], path: Path) -> Experiment:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for the first problem of a table: its key path, what is wrong, the nearest valid key."""
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    problems = sorted(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", len(e["loc"])))
     first = problems[0]
-    # Unions add the names of their members to the location; keys are what the file knows.
-    where: list[str] = []
-    known: type[BaseModel] | None = model
-    for part in first["loc"]:
-        if isinstance(part, int):
-            where.append(f"[{part}]")
-            continue
-        if known is not None and part not in known.model_fields and first["type"] != "extra_forbidden":
-            break
-        where.append(("." if where else "") + str(part))
-        field = known.model_fields.get(str(part)) if known is not None else None
-        annotation = field.annotation if field is not None else None
-        inner = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-        if inner is None and field is not None and first["type"] != "extra_forbidden":
-            known = None
-            break
-        known = inner or known
-    key = "".join(where)
+    key, known = _place(first["loc"], model)
     if first["type"] == "extra_forbidden":
-        owner: Any = model
-        for part in first["loc"][:-1]:
-            field = owner.model_fields.get(str(part)) if owner is not None else None
-            owner = field.annotation if field is not None and isinstance(field.annotation, type) else None
-        fields = list(owner.model_fields) if owner is not None else []
-        return f"unknown key {key}{nearest(str(first['loc'][-1]), fields)}"
+        return f"unknown key {key}{nearest(str(first['loc'][-1]), known)}"
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
-    shown = "" if first["type"] == "value_error" else f", got {json.dumps(first['input'], default=str)[:80]}"
-    alternatives = {e["msg"] for e in problems if e["loc"][:1] == first["loc"][:1]}
-    if first["loc"][0] == "data" and len(alternatives) > 1 and len(first["loc"]) > 1:
-        hints = {
-            "order": 'must be "canonical" or { permutation = SEED }',
-            "train": "must be a positive count or [start, stop]",
-            "validation": "must be a positive count, [start, stop] or { random = COUNT }",
-            "test": "must be a positive count or [start, stop]",
-            "preprocess": "must be a list of step names, or tables with a name",
-        }
-        message = hints.get(str(first["loc"][1]), message)
-    return f"{key}: {message}{shown}" if key else message
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    message = message.replace("Input should be", "must be").replace("valid tuple", "list")
+    message = re.sub(r"valid dictionary( or instance of .*)?", "table", message)
+    field = ".".join(re.split(r"[.\[]", key)[:2])
+    if field in _SHAPES:
+        key, message = field, _SHAPES[field]
+    shown = f"{key}: {message}, got {json.dumps(first['input'], default=str)[:80]}"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        shown += nearest(first["input"], re.findall(r"'([^']*)'", first["msg"]))
+    return shown
+
+
+# Where several shapes are allowed, what is wrong with each of them would only confuse.
+_SHAPES = {
+    "data.order": 'must be "canonical" or { permutation = SEED }',
+    "data.train": "must be a positive count or [start, stop]",
+    "data.validation": "must be a positive count, [start, stop] or { random = COUNT }",
+    "data.test": "must be a positive count or [start, stop]",
+    "data.preprocess": "must be a list of step names, or tables with a name",
+}
+
+
+def _place(location: Sequence[int | str], model: type[BaseModel]) -> tuple[str, list[str]]:
+    """The key path that a location names, and the keys that are valid beside its last one.
+
+    Unions add the names of their members to a location; keys are what the file knows.
+    """
+    key = ""
+    tables: dict[str, type[BaseModel]] = {"": model}
+    known = list(model.model_fields)
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(part, int):
+            key += f"[{part}]"
+        elif part in tables:
+            known = list(tables[part].model_fields)
+        elif part in known or last:
+            key += ("." if key else "") + part
+            fields = [t.model_fields[part] for t in tables.values() if part in t.model_fields]
+            tables = _tables(fields[0].annotation) if fields else {}
+            if not last and len(tables) == 1:
+                known = list(next(iter(tables.values())).model_fields)
+    return key, known
+
+
+def _tables(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The tables that an annotation allows, by name."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation.__name__: annotation}
+    return {name: t for inner in get_args(annotation) for name, t in _tables(inner).items()}

@@ -20,7 +20,7 @@ import numpy as np
 from kernels.base import Kernel, Prepared, digest
 from kernels.registry import from_description
 
-from . import tasks
+from . import leases, tasks
 from .pools import Pools, kernel_shape
 from .preprocessing import Preprocessing
 from .stores import FeatureStore, PoolStore, disk_errors
@@ -187,9 +187,11 @@ def _make(
     groups = [tuple(missing[k : k + size]) for k in range(0, len(missing), size)]
     done = found
     progress(done, len(blocks), f"{what} samples")
-    for group, _ in tasks.run(make_blocks, tasks.Listed(groups), (job,), opened):
-        done += len(group)
-        progress(done, len(blocks), f"{what} samples")
+    # A lease without tiles: whoever sweeps what dead writers left must know that this one lives.
+    with leases.Lease(store.path):
+        for group, _ in tasks.run(make_blocks, tasks.Listed(groups), (job,), opened):
+            done += len(group)
+            progress(done, len(blocks), f"{what} samples")
     return len(missing), found
 
 

@@ -6,6 +6,7 @@ a doubled lease costs time, never a wrong number.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -58,11 +59,11 @@ class Lease:
 
     def __init__(self, store: Path, needed: int = 0) -> None:
         self._path = store / "leases" / f"{host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+        self._temporary = self._path.with_suffix(".tmp")
         self._tiles: set[tuple[int, int]] = set()
         self._needed = needed
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -81,6 +82,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         self._path.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> Lease:
         return self
@@ -97,10 +99,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             with self._lock:
-                try:
-                    self._write()
-                except OSError:
-                    continue  # a full disk must not end the process that could free it
+                self._write()
 
     def _write(self) -> None:
         value: dict[str, Any] = {
@@ -111,9 +110,11 @@ class Lease:
             "tiles": sorted(self._tiles),
             "needed": self._needed,
         }
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(value))
-        os.replace(temporary, self._path)
+        # A lease is advice: where it cannot be written, on a full disk, tiles say what to do about it.
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.write_text(json.dumps(value))
+            os.replace(self._temporary, self._path)
 
 
 def holders(store: Path) -> list[Holder]:
@@ -157,7 +158,9 @@ def process_started(pid: int) -> float:
     import psutil
 
     try:
-        return float(psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        # A killed process whose parent has not asked for it yet is dead all the same.
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
     except psutil.NoSuchProcess:
         return 0.0
     except psutil.AccessDenied:

@@ -12,6 +12,7 @@ import numpy as np
 
 from kernels.base import Kernel
 
+CGROUP = Path("/sys/fs/cgroup")
 WORKER_BASE_BYTES = 190 * 2**20
 """Resident memory of a worker that has imported what it needs and computed nothing (measured)."""
 
@@ -21,16 +22,17 @@ def available_bytes() -> int:
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, usage, inactive in (
+        (CGROUP, "memory.max", "memory.current", "inactive_file"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            text = Path(limit).read_text().strip()
-            if text != "max":
-                available = min(available, int(text) - int(Path(usage).read_text()))
-        except (OSError, ValueError):
+            room = int((folder / limit).read_text()) - int((folder / usage).read_text())
+            counters = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # no such group, or its limit is the word "max"
             continue
+        # Cached files count as used, and give way to whoever needs the memory.
+        available = min(available, room + int(counters.get(inactive, 0)))
     return max(available, 0)
 
 

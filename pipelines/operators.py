@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .errors import DataError
+from .errors import DataError, NumericalError
 
 
 class TileSource(Protocol):
@@ -178,6 +178,10 @@ class GramOperator:
 
         out: filled and returned where given. triangle: "upper" leaves what is below the diagonal
         undefined; in Fortran order that is the triangle into which stored (lower) tiles copy contiguously.
+
+        Raises:
+            DataError: ``out`` is not in Fortran order, or of another shape.
+            NumericalError: a value is not finite in ``dtype``; LAPACK would fail obscurely or never return.
         """
         matrix = np.empty(self.shape, dtype, order="F") if out is None else out
         if matrix.shape != self.shape or not matrix.flags.f_contiguous:
@@ -185,9 +189,24 @@ class GramOperator:
                 f"the output must be in Fortran order and of shape {self.shape}, not {matrix.shape}"
             )
         for at_rows, at_columns, block in blocks(self.source, self.rows, self.rows):
-            if triangle == "full" or at_rows.start <= at_columns.start:
+            above = at_rows.start <= at_columns.start
+            if triangle == "upper" and not above:
+                continue
+            with np.errstate(over="ignore"):  # beyond float32: reported below as what it became
                 matrix[at_rows, at_columns] = block
+            if above:
+                self._require_finite(matrix[at_rows, at_columns], at_rows, at_columns)
         return matrix
+
+    def _require_finite(self, block: np.ndarray, at_rows: slice, at_columns: slice) -> None:
+        finite = np.isfinite(block)
+        if not finite.all():
+            i, j = np.argwhere(~finite)[0]
+            first, second = self.rows[at_rows][i], self.rows[at_columns][j]
+            raise NumericalError(
+                f"the kernel between rows {first} and {second} of the pool is not finite in {block.dtype}; "
+                "verify the store"
+            )
 
     def matmul(self, V: np.ndarray) -> np.ndarray:
         """K @ V for V (n, t) or (r, n, t), in float64, in one pass over the stored tiles."""

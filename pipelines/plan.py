@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -180,10 +182,9 @@ def make(
     speed = speed or calibrate(kernel, shape, dtype)
     matrices = matrix_plans(experiment, pools, kernel, root)
     cost = Cost(0, 0, 0)
-    for matrix in matrices:
-        for tile in matrix.missing:
-            rows, columns = matrix.grid.extent(tile)
-            cost = cost + _cost(kernel, rows.stop - rows.start, columns.stop - columns.start, shape, dtype)
+    for (n, m), tiles in _extents(matrices).items():
+        one = kernel.cost(n, m, shape, np.dtype(dtype).itemsize)
+        cost = cost + Cost(tiles * one.operations, tiles * one.transcendentals, one.scratch_bytes)
     entries = sum(matrix.entries for matrix in matrices)
     n = len(fit_rows(pools.split)) if experiment.solve.refit else len(pools.split.train)
     driver_limit = memory.available_bytes()
@@ -265,8 +266,14 @@ def sample(kernel: Kernel, shape: tuple[int, ...], dtype: str, n: int) -> Prepar
     return kernel.prepare(X)
 
 
-def _cost(kernel: Kernel, n: int, m: int, shape: tuple[int, ...], dtype: str) -> Cost:
-    return kernel.cost(n, m, shape, np.dtype(dtype).itemsize)
+def _extents(matrices: Sequence[MatrixPlan]) -> Counter[tuple[int, int]]:
+    """How many missing tiles there are of each extent: all but the last of an axis have the same."""
+    found: Counter[tuple[int, int]] = Counter()
+    for matrix in matrices:
+        for tile in matrix.missing:
+            rows, columns = matrix.grid.extent(tile)
+            found[rows.stop - rows.start, columns.stop - columns.start] += 1
+    return found
 
 
 def _matrix(

@@ -120,11 +120,13 @@ def resolve(experiment: Experiment, tile_side: int | None = None) -> Pools:
                 f" training samples {dataset.train.X.shape[1:]}"
             )
     split = _split(data, dataset, experiment.seed)
-    permutation, split = _layout(data.permutation, len(dataset.train.X), split, side)
+    preprocessing = Preprocessing.from_spec(data.preprocess, scale=dataset.scale)
+    permutation = data.permutation
+    if not preprocessing.fitted:  # a fitted step's range of rows is one of the order that was asked for
+        permutation, split = _layout(permutation, len(dataset.train.X), split, side)
     train = datasets.order(dataset.train, permutation)
     if task == "classification" and train.y is not None:
         datasets.require_two_classes(train.y[split.train], "training")
-    preprocessing = Preprocessing.from_spec(data.preprocess, scale=dataset.scale)
     if preprocessing.fitted:
         first, last = int(split.train[0]), int(split.train[-1]) + 1
         if last - first != len(split.train):
@@ -199,7 +201,8 @@ def _split(data: Data, dataset: datasets.Dataset, seed: int) -> Split:
         end = n
         if dataset.test is None and isinstance(data.test, tuple) and data.test[1] == n:
             end = data.test[0]  # the end of the training pool is where the test range begins
-        validation = _range("data.validation", data.validation, end, from_end=True)
+        counted = isinstance(data.validation, int)
+        validation = _range("data.validation", data.validation, end if counted else n, from_end=True)
     test, in_pool = None, dataset.test is None
     if data.test is not None:
         if dataset.test is not None:

@@ -72,8 +72,9 @@ class Precomputed(Kernel):
         return _rectangle(_open(self.cross_path), i - n, j)
 
     def diag(self, a: Prepared) -> Array:
-        matrix = _open(self.gram_path)
-        return np.array([matrix[int(i), int(i)] for i in a.arrays["index"]])
+        # The values between a test sample and itself are in no file; 1 stands for them.
+        matrix, n = _open(self.gram_path), self.size
+        return np.array([matrix[int(i), int(i)] if i < n else 1.0 for i in a.arrays["index"]])
 
     def cost(self, n: int, m: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
         return Cost(float(n * m), 0.0, 2 * n * m * 8)

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import plots
 from .document import Block, Cell, Code, Figure, Page, Section, Table, Text, to_html, to_markdown
-from .study_report import Rows, make_study, study_page, study_table
+from .study_report import Rows, make_study, ridge_table, study_page, study_table
 from .verdict import TONES, Result, final_fit, is_oracle, metric_of, trained_on, verdict
 from .wording import (
     METRICS,
@@ -32,7 +32,7 @@ from .wording import (
     seconds_text,
 )
 
-__all__ = ["build", "build_study", "make_study", "page", "study_table", "terminal_table"]
+__all__ = ["build", "build_study", "make_study", "page", "ridge_table", "study_table", "terminal_table"]
 
 _LARGEST_NUMBERED_MATRIX = 20
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import numpy as np
 from . import leases
 from .errors import StoreError
 from .stores import disk_errors
+from .tiles import as_ranges
 
 
 def new_run_id() -> str:
     """Sorts by time, unique between processes."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:6]}"
 
 
 class ResultStore:
@@ -59,7 +61,11 @@ class ResultStore:
     def latest(self) -> Path | None:
         """The newest run's folder, or None."""
         link = self.folder / "latest"
-        return link.resolve() if (link / "result.json").exists() else None
+        try:
+            read(link)
+        except StoreError:
+            return None  # none yet, or a damaged one: solving again makes another
+        return link.resolve()
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -85,8 +91,11 @@ def newest(root: Path, name: str) -> Path | None:
 
 def save_array(folder: Path, name: str, values: np.ndarray) -> None:
     """Save ``folder/name.npy``, plain NumPy."""
+    # By way of memory: NumPy's own writing to a file does not say that a disk is full, only that it failed.
+    encoded = io.BytesIO()
+    np.save(encoded, values, allow_pickle=False)
     with disk_errors(folder):
-        np.save(folder / f"{name}.npy", values, allow_pickle=False)
+        (folder / f"{name}.npy").write_bytes(encoded.getbuffer())
 
 
 def discard(folder: Path) -> None:
@@ -161,6 +170,33 @@ def journals(root: Path, name: str) -> list[dict[str, Any]]:
         except (OSError, json.JSONDecodeError):
             continue
     return found
+
+
+def tiles_used(store: Path) -> frozenset[tuple[int, int]]:
+    """Tiles of a Gram store that finished runs under its root needed."""
+    used: set[tuple[int, int]] = set()
+    for path in (store.parent.parent / "runs").glob("*/*.json"):
+        try:
+            journal = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        for entry in journal["stores"] if journal.get("state") == "done" else ():
+            if Path(entry["path"]).name == store.name:
+                used.update(tiles_of(entry["needed"]))
+    return frozenset(used)
+
+
+def by_row(tiles: Iterable[tuple[int, int]]) -> dict[str, list[list[int]]]:
+    """Tiles as runs [start, stop) of columns by tile row, small enough for a journal."""
+    rows: dict[int, list[int]] = {}
+    for i, j in sorted(tiles):
+        rows.setdefault(i, []).append(j)
+    return {str(i): [list(run) for run in as_ranges(columns)] for i, columns in rows.items()}
+
+
+def tiles_of(rows: Mapping[str, list[list[int]]]) -> set[tuple[int, int]]:
+    """The inverse of ``by_row``."""
+    return {(int(i), j) for i, runs in rows.items() for start, stop in runs for j in range(start, stop)}
 
 
 def _sync(path: Path) -> None:

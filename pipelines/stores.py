@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,18 @@ class Store:
     def _arrays(self) -> dict[str, Any]:
         import zarr
 
-        return {name: zarr.open_array(str(self.path / name), mode="r+") for name in self.attributes["arrays"]}
+        try:
+            # Integer arrays have no NaN to mark what is missing: their chunks of zeros must be stored, which
+            # Zarr does not keep with an array, so it is said at every opening.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                return {
+                    name: zarr.open_array(str(self.path / name), mode="r+")
+                    for name in self.attributes["arrays"]
+                }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.path}: its metadata are damaged ({_first_line(error)}); remove this store, then run again"
+            ) from error
 
     def chunk(self, name: str, index: Sequence[int]) -> Path:
         """The file of one chunk."""
@@ -116,13 +128,17 @@ class Store:
         if not self.chunk(name, index).exists():
             raise ChunkLost(f"{label} is missing; run the experiment again to compute it")
         try:
-            return self.array(name)[selection]
+            values = self.array(name)[selection]
         except (ValueError, RuntimeError) as error:
             # Zarr's codecs raise these on a wrong checksum, a truncated or an empty file.
             self.set_aside(name, index)
             raise ChunkLost(
                 f"{label} was damaged ({_first_line(error)}) and is set aside; run the experiment again"
             ) from error
+        if not self.chunk(name, index).exists():
+            # Set aside by another reader meanwhile: Zarr may have read fill values in its place.
+            raise ChunkLost(f"{label} was set aside by another process; run the experiment again")
+        return values
 
     def write(self, name: str, index: Sequence[int], selection: Any, value: np.ndarray) -> None:
         """Write one whole chunk: under a temporary name, then renamed.
@@ -148,7 +164,8 @@ class Store:
             array = self.array(name)
             shape = list(array.shape)
             for dimension, axis in enumerate(spec["axes"]):
-                old = shape[dimension]
+                # What the store says, not the array: a process that died here may have resized it already.
+                old = int(self.axes[axis]["rows"])
                 shape[dimension] = axes[axis].rows
                 if old % array.chunks[dimension]:
                     self._drop(name, dimension, old // array.chunks[dimension])
@@ -174,7 +191,7 @@ class Store:
 
 
 class PoolStore(Store):
-    """Raw samples ``X`` (n, ...) and labels ``y`` in a stated order, so that workers need no data folder."""
+    """Raw samples ``X`` (n, ...) in a stated order, so that workers need no data folder."""
 
     kind = "pools"
     chunk_rows = 1024
@@ -187,10 +204,13 @@ class PoolStore(Store):
         """
         arrays = {"X": ((axis.rows, *X.shape[1:]), (cls.chunk_rows, *X.shape[1:]), X.dtype.str, [0])}
         store = cls(_open_or_create(root, cls.kind, description, [axis], arrays))
-        for k in range(-(-axis.rows // cls.chunk_rows)):
-            if not store.chunk("X", store._index(k)).exists():
-                rows = slice(k * cls.chunk_rows, min((k + 1) * cls.chunk_rows, axis.rows))
-                store.write("X", store._index(k), rows, np.ascontiguousarray(X[rows]))
+        chunks = range(-(-axis.rows // cls.chunk_rows))
+        missing = [k for k in chunks if not store.chunk("X", store._index(k)).exists()]
+        if missing:
+            with leases.Lease(store.path):
+                for k in missing:
+                    rows = slice(k * cls.chunk_rows, min((k + 1) * cls.chunk_rows, axis.rows))
+                    store.write("X", store._index(k), rows, np.ascontiguousarray(X[rows]))
         return store
 
     def _index(self, k: int) -> tuple[int, ...]:
@@ -392,7 +412,8 @@ class GramStore(Store):
         with disk_errors(self.path):
             folder.mkdir(exist_ok=True)
             with (folder / f"{leases.host()}-{os.getpid()}.jsonl").open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
+                # The line break comes first: it ends a line that a process of the same number left cut off.
+                stream.write("\n" + json.dumps(line))
 
     def records(self) -> list[dict[str, Any]]:
         """All records, oldest first; a line cut off by a crash is passed over."""
@@ -422,12 +443,15 @@ def open_store(path: str | Path) -> Store:
 
 def generations(root: Path, kind: str, description: Mapping[str, Any]) -> Iterator[Path]:
     """The existing stores at the address of ``description``, oldest first."""
-    path = root / kind / address(description)
-    number = 0
-    while (path / "zarr.json").exists():
-        yield path
-        number += 1
-        path = root / kind / f"{address(description)}-{number}"
+    name = address(description)
+    numbers = [0] if (root / kind / name / "zarr.json").exists() else []
+    numbers += [int(p.parent.name[len(name) + 1 :]) for p in (root / kind).glob(f"{name}-*/zarr.json")]
+    for number in sorted(numbers):
+        yield _generation(root, kind, name, number)
+
+
+def _generation(root: Path, kind: str, name: str, number: int) -> Path:
+    return root / kind / (f"{name}-{number}" if number else name)
 
 
 def existing(
@@ -446,6 +470,16 @@ def existing(
 def address(description: Mapping[str, Any]) -> str:
     """Where a description's store lies under its kind's folder: 24 hexadecimal digits."""
     return digest(description)[:24]
+
+
+def store_paths(root: Path) -> list[Path]:
+    """The folders of all stores under a root, those being made left out."""
+    return [
+        document.parent
+        for kind in KINDS
+        for document in sorted(root.glob(f"{kind}/*/zarr.json"))
+        if not document.parent.name.startswith(".")
+    ]
 
 
 def folder_bytes(path: Path) -> int:
@@ -472,7 +506,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no space left for {path} ({free / 2**20:.0f} MiB free); what is stored is kept:"
                 " make room (megagram store clean) or choose another --root, then run again"
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise StoreError(f"{path} cannot be written ({error.strerror}); choose another --root") from error
         raise
 
@@ -491,8 +525,9 @@ def _open_or_create(
         if relation == "grown":
             open_store(path).grow(axes)
         return path
-    number = len(list(generations(root, kind, description)))
-    path = root / kind / (address(description) + (f"-{number}" if number else ""))
+    name = address(description)
+    taken = set(generations(root, kind, description))
+    path = next(p for k in count() if (p := _generation(root, kind, name, k)) not in taken)
     try:
         _create(path, kind, description, axes, arrays)
     except FileExistsError:
@@ -532,8 +567,6 @@ def _create(
                 fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
                 compressors=[Crc32cCodec()],
                 filters=None,
-                # Integer pools have no NaN: without this a chunk of zeros would not be stored.
-                config={"write_empty_chunks": True},
             )
         try:
             os.rename(temporary, path)
@@ -549,14 +582,20 @@ def _attributes(path: Path) -> dict[str, Any]:
     document = path / "zarr.json"
     if not document.exists():
         raise StoreError(f"{path}: no store here")
-    return _read_json(document).get("attributes", {})
+    attributes = _read_json(document).get("attributes")
+    if not isinstance(attributes, dict) or not {"megagram", "description", "axes", "arrays"} <= set(attributes):
+        raise StoreError(f"{path}: not a megagram store")
+    return attributes
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise StoreError(f"{path}: cannot be read ({_first_line(error)})") from None
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path}: cannot be read ({_first_line(error)}); remove {path.parent}, then run again"
+        ) from None
+    return value if isinstance(value, dict) else {}
 
 
 def _write_json(path: Path, value: Any) -> None:

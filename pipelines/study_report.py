@@ -40,6 +40,19 @@ def study_table(study: Mapping[str, Any]) -> Rows:
     return list(table.header), [[cell.text for cell in row] for row in table.rows]
 
 
+def ridge_table(study: Mapping[str, Any]) -> Rows | None:
+    """Header and rows of every variant's test score at every ridge, the expected one in brackets; None
+    where no test score or expected value belongs to a ridge."""
+    ridges = _study_ridges(study)
+    if not ridges:
+        return None
+    rows = []
+    for row in _ridge_rows(study, ridges):
+        cells = [(_text(cell), cell.note.partition(",")[0] if isinstance(cell, Cell) else "") for cell in row]
+        rows.append([f"{text} ({expected})" if expected else text for text, expected in cells])
+    return ["", *(ridge_text(ridge) for ridge in ridges)], rows
+
+
 def study_page(study: Mapping[str, Any]) -> Page:
     """The page of a study: every variant beside what was expected of it."""
     variants = study["variants"]

@@ -9,19 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from . import leases
+from . import leases, results
 from .errors import StoreError
-from .stores import KINDS, FeatureStore, GramStore, PoolStore, Store, open_store
+from .stores import KINDS, GramStore, PoolStore, Store, open_store
 
 
 @dataclass
 class Verified:
-    """What reading every chunk of a store found. bad: one line for each damaged or non-finite chunk."""
+    """What reading every chunk of a store found.
+
+    bad: one line for each chunk that is damaged or not finite. missing: one for each tile that is gone
+    though a finished run used it. absent: chunks not there that no finished run needed.
+    """
 
     store: str
     kind: str
     chunks: int = 0
-    missing: int = 0
+    absent: int = 0
+    missing: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     temporaries: int = 0
     swept: int = 0
@@ -49,12 +54,13 @@ def verify(path: Path, *, repair: bool = False) -> list[Verified]:
 
 
 def verify_rows(found: list[Verified]) -> list[list[object]]:
-    """Rows for a table: store, chunks, missing, bad, temporaries, remark."""
-    return [[v.store, v.chunks, v.missing, len(v.bad), v.temporaries, v.remark] for v in found]
+    """Rows for a table: store, chunks, missing, bad, not computed, temporaries, remark."""
+    return [[v.store, v.chunks, len(v.missing), len(v.bad), v.absent, v.temporaries, v.remark] for v in found]
 
 
 def _verify(store: Store, repair: bool) -> Verified:
     found = Verified(str(store.path), store.kind)
+    used = results.tiles_used(store.path) if isinstance(store, GramStore) else frozenset()
     for name in store.attributes["arrays"]:
         array = store.array(name)
         counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
@@ -62,7 +68,10 @@ def _verify(store: Store, repair: bool) -> Verified:
             if isinstance(store, GramStore) and not store.grid.contains((index[0], index[1])):
                 continue
             if not store.chunk(name, index).exists():
-                found.missing += 1
+                if index in used:
+                    found.missing.append(f"{store.path}: tile {index[0]}/{index[1]}: missing")
+                else:
+                    found.absent += 1
                 continue
             found.chunks += 1
             problem = _problem(store, array, name, index)
@@ -72,10 +81,8 @@ def _verify(store: Store, repair: bool) -> Verified:
                 if repair:
                     store.set_aside(name, index)
     _temporaries(store, found, repair)
-    if isinstance(store, GramStore) and found.missing:
-        found.remark = "missing tiles are computed when a run needs them"
-    elif isinstance(store, FeatureStore | PoolStore) and found.missing:
-        found.remark = "missing chunks are made when a run needs them"
+    if found.missing and not found.remark:
+        found.remark = "run the experiment again to compute what is missing"
     return found
 
 

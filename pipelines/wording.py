@@ -53,6 +53,8 @@ def seconds_text(value: float | None) -> str:
         return f"{value * 1e3:.3g} ms" if value < 0.1 else f"{value * 1e3:.0f} ms"
     if value < 100:
         return f"{value:.3g} s"
+    if value > 172800:
+        return f"{value / 86400:.3g} days"
     minutes = round(value / 60)
     return f"{value / 60:.1f} min" if value < 6000 else f"{minutes // 60} h {minutes % 60:02d} min"
 

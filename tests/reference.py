@@ -64,10 +64,9 @@ def pooling_matrix(n: int, kind: str, t: int, p: int, mode: str) -> np.ndarray:
     """Pooling of one axis, tap by tap (C4, C10)."""
     if kind == "global":
         return np.full((1, n), 1 / n)
+    size = math.ceil(n / t)
     if mode == "reference":
         size = n // t if kind == "average" else n // t - 1
-    else:
-        size = math.ceil(n / t)
     H = np.zeros((size, n))
     for i in range(size):
         if kind == "strided":

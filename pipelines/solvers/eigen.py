@@ -33,7 +33,8 @@ PANEL = 256
 class EigenState:
     """K = Q diag(values) Q^T.
 
-    values: (n,) float64 ascending, those below zero by rounding set to zero; vectors: (n, n) float64.
+    values: (n,) float64 ascending; vectors: (n, n) float64. level: how far below zero rounding alone may
+    have pushed a computed eigenvalue.
     """
 
     operator: GramOperator
@@ -42,13 +43,25 @@ class EigenState:
     jitter: float
     values: np.ndarray
     vectors: np.ndarray
+    level: float
     seconds: float
     notes: tuple[str, ...]
+
+    def spectrum(self, shift: float) -> tuple[np.ndarray, tuple[str, ...]]:
+        """(n,) eigenvalues to solve with at one ridge, and a note where they are not K's own.
+
+        Where K + shift I is positive definite as stored, they are, so that the path equals Cholesky's
+        also when float32 storage left K slightly indefinite. Elsewhere R4 clips them at zero.
+        """
+        if self.values[0] >= 0 or self.values[0] + shift > self.level:
+            return self.values, ()
+        note = f"eigenvalues below zero by rounding, the smallest {self.values[0]:.1e}, were set to zero"
+        return self.values.clip(0), (note,)
 
 
 @dataclass(frozen=True)
 class Eigen(DirectSolver):
-    """LAPACK's symmetric eigendecomposition, once, in float64; two matrices of memory."""
+    """LAPACK's symmetric eigendecomposition, once for a whole path, in float64; two matrices of memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,13 +87,12 @@ class Eigen(DirectSolver):
             # LAPACK's integers beyond n = 32,766
             spectrum, vectors = eigh(matrix, lower=False, overwrite_a=True, check_finite=False, driver="evr")
         except np.linalg.LinAlgError as error:
-            raise NumericalError(f"the eigendecomposition of K failed ({error}); verify the store") from None
-        if not np.isfinite(spectrum).all():
-            raise NumericalError("K has eigenvalues that are not finite; verify the store")
-        level = rounding_level(K.n, (K.dtype,), float(np.abs(diagonal).max()))
+            raise NumericalError(f"the eigendecomposition of K failed ({error}); use cholesky") from None
+        top = float(np.abs(diagonal).max())
+        stored, computed = (rounding_level(K.n, (dtype,), top) for dtype in (K.dtype, matrix.dtype))
         smallest, largest = float(spectrum[0]), float(spectrum[-1])
         at = int(np.argmin(shifts))
-        if smallest < -level and smallest + shifts[at] <= 0:
+        if smallest < -stored and smallest + shifts[at] <= computed:
             raise not_positive_definite(
                 ridge=values[at],
                 shift=shifts[at],
@@ -90,12 +102,10 @@ class Eigen(DirectSolver):
                 single=K.dtype == np.float32,
             )
         notes = list(self.jitter_notes(jitter))
-        if smallest < -level:
+        if smallest < -stored:
             notes.append(f"K is not positive semi-definite: its smallest eigenvalue is {smallest:.3g}")
-        spectrum[(spectrum < 0) & (spectrum >= -level)] = 0.0
-        return EigenState(
-            K, values, shifts, jitter, spectrum, vectors, perf_counter() - started, tuple(notes)
-        )
+        seconds = perf_counter() - started
+        return EigenState(K, values, shifts, jitter, spectrum, vectors, computed, seconds, tuple(notes))
 
     def solve(self, state: EigenState, Y: ArrayLike) -> tuple[Solution, ...]:
         """One solution per ridge for (n,) or (n, t) targets; residuals take one pass over the stored tiles.
@@ -106,14 +116,16 @@ class Eigen(DirectSolver):
         started = perf_counter()
         n = len(state.values)
         targets = check_targets(Y, n)
-        weights = 1.0 / (state.values[:, None] + np.asarray(state.shifts))
+        chosen = [state.spectrum(shift) for shift in state.shifts]
+        spectra = np.stack([values for values, _ in chosen], axis=1)
+        weights = 1.0 / (spectra + np.asarray(state.shifts))
         coordinates = state.vectors.T @ targets
         alphas = np.stack([state.vectors @ (w[:, None] * coordinates) for w in weights.T])
         for ridge, alpha in zip(state.ridges, alphas, strict=True):
             require_finite(alpha, ridge)
         residuals = self._residuals(state, alphas, targets)
         inverse_diagonals = _inverse_diagonals(state.vectors, weights) if self.loo else None
-        dimensions = state.values @ weights
+        dimensions = (spectra * weights).sum(axis=0)
         loos = None if inverse_diagonals is None else targets - alphas / inverse_diagonals.T[:, :, None]
         seconds = (state.seconds + perf_counter() - started) / len(state.ridges)
         return tuple(
@@ -129,7 +141,7 @@ class Eigen(DirectSolver):
                 peak_bytes=peak_resident_bytes(),
                 loo=None if loos is None else loos[k],
                 jitter=state.jitter,
-                notes=(*state.notes, *quality_notes(residuals[k])),
+                notes=(*state.notes, *chosen[k][1], *quality_notes(residuals[k], self.dtype)),
             )
             for k, ridge in enumerate(state.ridges)
         )

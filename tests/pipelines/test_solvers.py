@@ -165,10 +165,11 @@ def test_path_needs_one_matrix_and_no_copy() -> None:
     np.testing.assert_array_equal(np.triu(state.matrix, 1), above)
 
 
-def test_solving_twice_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("ridges", [RIDGES, RIDGES[1:2]])
+def test_solving_twice_gives_the_same_bits(ridges: tuple[float, ...]) -> None:
     """The state survives a solve, whatever the factor in it was used for."""
     solver = Cholesky(loo=True)
-    state = solver.factor(operator(gram_matrix(70)), RIDGES)
+    state = solver.factor(operator(gram_matrix(70)), ridges)
     first, second = solver.solve(state, targets(70)), solver.solve(state, targets(70))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a.alpha, b.alpha)
@@ -263,18 +264,50 @@ def test_eigenvalues_below_zero_by_rounding_are_clipped() -> None:
     """R4: s is clipped at zero, so the smallest ridge still gives finite coefficients."""
     n = 50
     values = np.linspace(0.5, 2.0, n)
-    values[:2] = -1e-14
-    solver = Eigen(absolute=True)
+    values[:2] = -2e-14
+    solver = Eigen(absolute=True, loo=True)
     state = solver.factor(operator(spectrum_matrix(values)), [1e-14])
-    assert state.values.min() == 0.0
+    (solution,) = solver.solve(state, targets(n))
+    alpha = state.vectors.T @ solution.alpha
+    np.testing.assert_allclose(alpha[:2], 1e14 * (state.vectors.T @ targets(n))[:2], rtol=1e-2)
+    assert solution.effective_dimension == pytest.approx(n - 2)
+    assert any("set to zero" in note for note in solution.notes)
+
+
+def test_float32_storage_leaves_the_two_paths_equal() -> None:
+    """R4 where storage left small negative eigenvalues that the ridge outweighs: nothing is clipped."""
+    n = 300
+    K = spectrum_matrix(np.concatenate([np.full(n - 20, -2e-6), np.linspace(1.0, 50.0, 20)]))
+    K = K.astype(np.float32)
+    K = np.tril(K) + np.tril(K, -1).T
+    Y = targets(n)
+    for ridge in (1e-4, 1e-5):
+        (direct,) = solutions(Cholesky(loo=True, absolute=True), K, Y, (ridge,))
+        (spectral,) = solutions(Eigen(loo=True, absolute=True), K, Y, (ridge,))
+        assert spectral.status is direct.status is Status.SOLVED
+        assert np.linalg.norm(K @ (direct.alpha - spectral.alpha)) <= 1e-8 * np.linalg.norm(K @ direct.alpha)
+        assert spectral.effective_dimension == pytest.approx(direct.effective_dimension, abs=1e-6)
+
+
+def test_hopeless_float32_factor_says_so_and_derives_nothing() -> None:
+    """A ridge far below float32's rounding: no leave-one-out or dimension from a factor of noise."""
+    K, Y = gram_matrix(200), targets(200)
+    K = np.exp((np.log(K)) / 50)
+    (solution,) = solutions(Cholesky("float32", loo=True), K, Y, (1e-11,))
+    assert solution.status is Status.INACCURATE
+    assert solution.residual > 1e-6
+    assert any("solve in float64" in note for note in solution.notes)
+    assert solution.loo is None
+    assert solution.effective_dimension is None
 
 
 @pytest.mark.parametrize("solver", [Cholesky(), Eigen()])
 @pytest.mark.parametrize("place", [(7, 7), (9, 3)])
 def test_values_that_are_not_finite_are_refused(solver: Solver, place: tuple[int, int]) -> None:
+    """By name and before LAPACK, whose eigensolver never returns on them."""
     K = gram_matrix(30)
     K[place] = K[place[::-1]] = np.nan
-    with pytest.raises(NumericalError, match="verify the store"):
+    with pytest.raises(NumericalError, match=f"rows {min(place)} and {max(place)} of the pool is not finite"):
         solutions(solver, K, targets(30), (1e-2,))
 
 
