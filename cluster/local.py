@@ -6,15 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .errors import ClusterError
 from .profiles import Profile, Resources
+from .signals import sigterm_unwinds
 from .worker import blas_environment
 
 if TYPE_CHECKING:
@@ -45,7 +43,7 @@ def open_cluster(profile: Profile) -> Iterator[Client | None]:
     import dask
     import distributed  # noqa: F401  # its defaults must be loaded before they are changed for a while
 
-    with _sigterm_unwinds(), dask.config.set(_dask_config(profile)):
+    with sigterm_unwinds(), dask.config.set(_dask_config(profile)):
         opened = _connected(profile) if profile.kind == "address" else _started(profile)
         with opened as client:
             yield client
@@ -99,8 +97,9 @@ def _started(profile: Profile) -> Iterator[Client]:
             for number, options in enumerate(worker_options(resources, scratch))
         }
         # The variables must be there when a worker's process starts, NumPy reads them too early for any
-        # later way; nannies set them in this process for a moment, where they would slow the driver.
+        # later way. So this process has them for a moment too; kept, they would slow it.
         with _environment_kept():
+            os.environ.update(blas_environment(profile))
             try:
                 cluster = SpecCluster(
                     scheduler={"cls": Scheduler, "options": scheduler},
@@ -177,21 +176,3 @@ def _environment_kept() -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM end the block as an exception does, unless the program handles it in its own way."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -52,7 +52,7 @@ def gram_of_arrays(
     with Cluster(Profile.load(profile), root, display.line) as cluster:
         store, report = _assemble(kernel, samples, dtype, root, cluster, display)
     display.stage(out.name, "dense matrix")
-    _export(store, out, transposed=y is not None)
+    _export(store, out, root, transposed=y is not None)
     shutil.rmtree(root)
     return {
         "out": str(out),
@@ -143,13 +143,13 @@ def _assemble(
     return store, report
 
 
-def _export(store: GramStore, out: Path, *, transposed: bool) -> None:
-    """Write the dense matrix under a temporary name and rename it; both triangles of a symmetric one.
+def _export(store: GramStore, out: Path, root: Path, *, transposed: bool) -> None:
+    """Write the dense matrix beside its tiles under ``root`` and rename it; both triangles of a symmetric one.
 
     transposed: the store holds K(Y, X), the file gets K(X, Y).
     """
     n, m = store.shape
-    temporary = out.with_name(f".{out.stem}-{uuid.uuid4().hex[:8]}{out.suffix}")
+    temporary = root / f"dense-{uuid.uuid4().hex[:8]}{out.suffix}"
     shape = (m, n) if transposed else (n, m)
     with disk_errors(out.resolve().parent):
         dense = _dense(temporary, shape, store)
@@ -171,7 +171,12 @@ def _export(store: GramStore, out: Path, *, transposed: bool) -> None:
 
 def _dense(path: Path, shape: tuple[int, int], store: GramStore) -> Any:
     if path.suffix == ".npy":
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(store.dtype), shape=shape)
+        mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(store.dtype), shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            # Room first: where the disk is full, writing to a mapped file ends the process without a word.
+            with path.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        return mapped
     import zarr
 
     chunks = (min(store.side, shape[0]), min(store.side, shape[1]))

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from cluster.signals import sigterm_unwinds
+
 from .server import find_recorded_server, is_healthy
 
 log = logging.getLogger("megagram")
@@ -81,9 +83,10 @@ def run_flow(
     """Return ``function(*args, run=engine, **kwargs)``, run as the flow ``name``.
 
     run_name: what Prefect calls this run, such as the experiment's name and the run id. An error of
-    the function is raised unchanged.
+    the function is raised unchanged; SIGTERM ends the program as Ctrl-C does, with everything put in order.
     """
-    return engine.flow(name, run_name or name, lambda: function(*args, run=engine, **kwargs))
+    with sigterm_unwinds():
+        return engine.flow(name, run_name or name, lambda: function(*args, run=engine, **kwargs))
 
 
 def open_engine() -> Engine:
@@ -295,12 +298,11 @@ def _candidates() -> Iterator[tuple[str, str]]:
     path = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
     try:
         profiles = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        active = os.environ.get("PREFECT_PROFILE") or profiles["active"]
+        url = profiles["profiles"][active]["PREFECT_API_URL"]
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, or none that names a server
         return
-    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
-    table = profiles.get("profiles", {}).get(active, {})
-    if isinstance(table, dict) and (url := table.get("PREFECT_API_URL")):
-        yield str(url).rstrip("/"), f"Prefect profile {active!r}"
+    yield str(url).rstrip("/"), f"Prefect profile {active!r}"
 
 
 def _prepare_environment(url: str) -> None:

@@ -104,7 +104,11 @@ def _of_run(journal: dict[str, Any]) -> dict[str, Any]:
     stores = []
     for store in journal["stores"]:
         needed = tiles_of(store["needed"])
-        stores.append({"role": store["role"], **store_status(Path(store["path"]), needed)})
+        try:
+            status = store_status(Path(store["path"]), needed)
+        except StoreError:
+            continue  # removed since: nothing of it can be told
+        stores.append({"role": store["role"], **status})
     return {
         "title": journal["experiment"],
         "run": journal["run"],

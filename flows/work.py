@@ -204,7 +204,13 @@ class Work:
         else:
             cross = self._stores["test"][self._requested] if self._has_cross else None
             self.evaluation = fit.fit(
-                self.experiment, self.pools, self.store, cross, self._folder, method=self.plan.method
+                self.experiment,
+                self.pools,
+                self.store,
+                cross,
+                self._folder,
+                method=self.plan.method,
+                progress=lambda done, total: self._progress(done, total, "ridges solved"),
             )
             self._solve_note = self.plan.reason
         return {"ridge": self.evaluation["ridge"], "note": self._solve_note}

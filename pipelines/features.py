@@ -9,6 +9,7 @@ import json
 import os
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from kernels.base import Kernel, Prepared, digest
 from kernels.registry import from_description
 
 from . import leases, tasks
+from .errors import ChunkLost
 from .pools import Pools, kernel_shape
 from .preprocessing import Preprocessing
 from .stores import FeatureStore, PoolStore, disk_errors
@@ -221,8 +223,14 @@ def _fit(pools: Pools, root: Path) -> str | None:
 def _state(path: str | None) -> dict[str, np.ndarray]:
     if path is None:
         return {}
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        Path(path).unlink(missing_ok=True)
+        raise ChunkLost(
+            f"{path}: what was fitted for preprocessing is damaged ({error}) and removed; run the experiment again"
+        ) from error
 
 
 def _json(kernel: Kernel) -> str:

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from . import evaluate, memory, operators, results, solvers
 from .experiment import Experiment
 from .pools import Pools, fit_rows
+from .solvers.base import Progress, unwatched
 from .stores import GramStore
 
 SMALL = 3000
@@ -26,6 +27,7 @@ def fit(
     folder: Path,
     *,
     method: str,
+    progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Train, choose a ridge, score the test set once; returns the evaluation (see ``evaluate.evaluate``).
 
@@ -71,7 +73,9 @@ def fit(
         return solution, targets, test_on(rows)
 
     loo = solve.select == "loo"
-    solutions = _solve(experiment, method, gram, split.train, train.matrix, solve.ridges, loo=loo)
+    solutions = _solve(
+        experiment, method, gram, split.train, train.matrix, solve.ridges, loo=loo, progress=progress
+    )
     evaluation = evaluate.evaluate(
         solutions,
         train,
@@ -99,6 +103,7 @@ def _solve(
     ridges: tuple[float, ...],
     *,
     loo: bool,
+    progress: Progress = unwatched,
 ) -> tuple[solvers.Solution, ...]:
     solve = experiment.solve
     solver, _ = solvers.choose(
@@ -113,7 +118,8 @@ def _solve(
     )
     # Threads of a small product spend their time waiting for each other, most of all on a busy machine.
     with threadpool_limits(1 if len(rows) < SMALL else None, user_api="blas"):
-        return solver.solve(solver.factor(operators.GramOperator(gram, rows), ridges), targets)  # type: ignore[arg-type]
+        state = solver.factor(operators.GramOperator(gram, rows), ridges)
+        return solver.solve(state, targets, progress)  # type: ignore[arg-type]
 
 
 def _classes(pools: Pools) -> np.ndarray | None:

@@ -245,7 +245,7 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
                 stores[k].write_tile((i, j), values)
             computed.append((i, j))
             seconds.append(time.perf_counter() - started)
-            del blocks
+            del blocks, values  # before the next tile's are made
     except Exception as error:
         left = [tile for tile in rectangle.tiles if tile not in computed]
         _record(stores, {"failed": left, "error": str(error).splitlines()[0] if str(error) else repr(error)})

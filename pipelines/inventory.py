@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from . import leases
-from .stores import KINDS, Store, open_store
+from .errors import StoreError
+from .results import journals
+from .stores import Store, folder_bytes, open_store, store_paths
 from .wording import bytes_text
 
 
@@ -32,17 +33,19 @@ def inventory(root: Path) -> list[Entry]:
     """Every store under a root, largest first."""
     users = _users(root)
     entries = []
-    for kind in KINDS:
-        for document in sorted(root.glob(f"{kind}/*/zarr.json")):
-            store = open_store(document.parent)
-            holders = [lease.holder for lease in leases.living(store.path)]
-            used = sorted(users.get(str(store.path.resolve()), set())) + holders
-            entries.append(Entry(store.path, kind, store.size(), _holds(store), tuple(used)))
+    for path in store_paths(root):
+        holders = [lease.holder for lease in leases.living(path)]
+        used = sorted(users.get(str(path.resolve()), set())) + holders
+        try:
+            holds = _holds(open_store(path))
+        except (StoreError, KeyError, TypeError) as error:
+            holds = f"cannot be read: {error}"
+        entries.append(Entry(path, path.parent.name, folder_bytes(path), holds, tuple(used)))
     return sorted(entries, key=lambda entry: -entry.bytes)
 
 
 def unused(entries: Sequence[Entry]) -> list[Entry]:
-    """The stores that no result and no living process needs."""
+    """The stores that no experiment's newest result, nothing to be resumed and no living process needs."""
     return [entry for entry in entries if not entry.used_by]
 
 
@@ -68,17 +71,21 @@ def inventory_rows(entries: Sequence[Entry]) -> list[list[object]]:
 
 
 def _users(root: Path) -> dict[str, set[str]]:
-    """From a store's path to the experiments whose newest journals name it, with what those stores rest on."""
+    """From a store's path to the experiments that need it.
+
+    An experiment needs what its newest finished run rests on, what runs since then have left to resume, and
+    what any run works on.
+    """
     users: dict[str, set[str]] = {}
-    for path in sorted((root / "runs").glob("*/*.json")):
-        try:
-            journal = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        if journal.get("state") != "done" and not leases.is_running(journal):
-            continue
-        for used in journal.get("uses", ()):
-            users.setdefault(str(Path(used).resolve()), set()).add(journal["experiment"])
+    for folder in sorted((root / "runs").glob("*")):
+        finished = False
+        for journal in journals(root, folder.name):
+            if finished and not leases.is_running(journal):
+                continue
+            finished = finished or journal.get("state") == "done"
+            named = [*journal.get("uses", ()), *(store["path"] for store in journal.get("stores", ()))]
+            for used in named:
+                users.setdefault(str(Path(used).resolve()), set()).add(folder.name)
     return users
 
 

@@ -14,9 +14,10 @@ import errno
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -183,7 +184,8 @@ class Store:
 
     def temporaries(self) -> list[Path]:
         """Files left by writers that died in the middle of a write."""
-        return sorted(self.path.glob("**/*.partial"))
+        patterns = ("**/*.partial", ".zarr.json.*", "leases/*.tmp")
+        return sorted(found for pattern in patterns for found in self.path.glob(pattern))
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -482,6 +484,19 @@ def store_paths(root: Path) -> list[Path]:
     ]
 
 
+def unfinished_paths(root: Path) -> list[Path]:
+    """Stores and fitted states under a root that were being made when their maker died."""
+    now = time.time()
+    found = []
+    for folder in (*KINDS, "preprocessing"):
+        for path in sorted((root / folder).glob(".*")):
+            # They have no lease yet; a living maker renames them within moments.
+            with suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > leases.EXPIRY_SECONDS:
+                    found.append(path)
+    return found
+
+
 def folder_bytes(path: Path) -> int:
     """Bytes of all files below ``path``; files that vanish meanwhile count nothing."""
     total = 0
@@ -583,7 +598,8 @@ def _attributes(path: Path) -> dict[str, Any]:
     if not document.exists():
         raise StoreError(f"{path}: no store here")
     attributes = _read_json(document).get("attributes")
-    if not isinstance(attributes, dict) or not {"megagram", "description", "axes", "arrays"} <= set(attributes):
+    needed = {"megagram", "description", "axes", "arrays"}
+    if not isinstance(attributes, dict) or not needed <= set(attributes):
         raise StoreError(f"{path}: not a megagram store")
     return attributes
 

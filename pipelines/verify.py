@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from . import leases, results
 from .errors import StoreError
-from .stores import KINDS, GramStore, PoolStore, Store, open_store
+from .stores import GramStore, PoolStore, Store, open_store, store_paths, unfinished_paths
 
 
 @dataclass
@@ -45,12 +46,26 @@ def verify(path: Path, *, repair: bool = False) -> list[Verified]:
     Raises:
         StoreError: there is neither a store nor a root at ``path``.
     """
+    path = path.resolve()
     if (path / "zarr.json").exists():
         return [_verify(open_store(path), repair)]
-    paths = [p.parent for kind in KINDS for p in sorted(path.glob(f"{kind}/*/zarr.json"))]
+    paths = store_paths(path)
     if not paths:
         raise StoreError(f"{path}: neither a store nor a root with stores in it")
-    return [_verify(open_store(p), repair) for p in paths]
+    found = []
+    for one in paths:
+        try:
+            found.append(_verify(open_store(one), repair))
+        except StoreError as error:
+            found.append(Verified(str(one), one.parent.name, bad=[str(error)], remark="cannot be repaired"))
+    unfinished = unfinished_paths(path)
+    if unfinished:
+        found.append(Verified(str(path), "root", temporaries=len(unfinished)))
+        if repair:
+            for one in unfinished:
+                shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
+            found[-1].swept = len(unfinished)
+    return found
 
 
 def verify_rows(found: list[Verified]) -> list[list[object]]:

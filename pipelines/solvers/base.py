@@ -58,6 +58,13 @@ class Solution:
     notes: tuple[str, ...] = ()
 
 
+Progress = Callable[[int, int], None]
+
+
+def unwatched(done: int, total: int) -> None:
+    """The progress of a solve that nobody watches."""
+
+
 State = TypeVar("State")
 
 
@@ -68,8 +75,11 @@ class Solver(Protocol[State]):
         """Do the work that does not depend on the targets."""
         ...
 
-    def solve(self, state: State, Y: ArrayLike) -> tuple[Solution, ...]:
-        """One solution per ridge, in the order given to ``factor``, for (n,) or (n, t) targets."""
+    def solve(self, state: State, Y: ArrayLike, progress: Progress = unwatched) -> tuple[Solution, ...]:
+        """One solution per ridge, in the order given to ``factor``, for (n,) or (n, t) targets.
+
+        progress: called with how many ridges are done, of how many.
+        """
         ...
 
 

@@ -14,6 +14,7 @@ from ..errors import NumericalError
 from ..operators import GramOperator
 from .base import (
     DirectSolver,
+    Progress,
     Solution,
     Status,
     check_ridges,
@@ -26,6 +27,7 @@ from .base import (
     refine,
     require_finite,
     rounding_level,
+    unwatched,
 )
 
 PANEL = 256
@@ -94,7 +96,9 @@ class Cholesky(DirectSolver):
         state.load_seconds = perf_counter() - started
         return state
 
-    def solve(self, state: CholeskyState, Y: ArrayLike) -> tuple[Solution, ...]:
+    def solve(
+        self, state: CholeskyState, Y: ArrayLike, progress: Progress = unwatched
+    ) -> tuple[Solution, ...]:
         """One solution per ridge for (n,) or (n, t) targets.
 
         Raises:
@@ -102,10 +106,12 @@ class Cholesky(DirectSolver):
             NumericalError: not positive definite at some ridge beyond rounding.
         """
         targets = check_targets(Y, state.n)
-        return tuple(
-            self._solve_one(state, ridge, shift, targets)
-            for ridge, shift in zip(state.ridges, state.shifts, strict=True)
-        )
+        solutions: list[Solution] = []
+        for ridge, shift in zip(state.ridges, state.shifts, strict=True):
+            progress(len(solutions), len(state.ridges))
+            solutions.append(self._solve_one(state, ridge, shift, targets))
+        progress(len(solutions), len(state.ridges))
+        return tuple(solutions)
 
     def _solve_one(self, state: CholeskyState, ridge: float, shift: float, Y: np.ndarray) -> Solution:
         started = perf_counter()

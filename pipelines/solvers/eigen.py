@@ -14,6 +14,7 @@ from ..errors import ExperimentError, NumericalError
 from ..operators import GramOperator
 from .base import (
     DirectSolver,
+    Progress,
     Solution,
     check_ridges,
     check_targets,
@@ -23,6 +24,7 @@ from .base import (
     quality_notes,
     require_finite,
     rounding_level,
+    unwatched,
 )
 
 PANEL = 256
@@ -107,7 +109,7 @@ class Eigen(DirectSolver):
         seconds = perf_counter() - started
         return EigenState(K, values, shifts, jitter, spectrum, vectors, computed, seconds, tuple(notes))
 
-    def solve(self, state: EigenState, Y: ArrayLike) -> tuple[Solution, ...]:
+    def solve(self, state: EigenState, Y: ArrayLike, progress: Progress = unwatched) -> tuple[Solution, ...]:
         """One solution per ridge for (n,) or (n, t) targets; residuals take one pass over the stored tiles.
 
         Raises:
@@ -128,6 +130,7 @@ class Eigen(DirectSolver):
         dimensions = (spectra * weights).sum(axis=0)
         loos = None if inverse_diagonals is None else targets - alphas / inverse_diagonals.T[:, :, None]
         seconds = (state.seconds + perf_counter() - started) / len(state.ridges)
+        progress(len(state.ridges), len(state.ridges))
         return tuple(
             Solution(
                 alpha=alphas[k],

@@ -44,7 +44,9 @@ def main() -> None:
         report.note(f"the cluster started in {time.perf_counter() - started:.1f} s, not counted")
         workers = tasks.Workers(client, WORKERS)
         compare(report, "convolutional, two layers, 8x8 images", images, two_layers, workers, pool, options)
-        compare(report, f"exponential, vectors of {vectors[1][0]}", vectors, EXPONENTIAL, workers, pool, options)
+        compare(
+            report, f"exponential, vectors of {vectors[1][0]}", vectors, EXPONENTIAL, workers, pool, options
+        )
     report.finish()
 
 

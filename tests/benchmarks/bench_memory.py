@@ -5,21 +5,21 @@ One worker of a real local cluster prepares the samples and computes the whole m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import common
-from workload import EXPONENTIAL, Matrix, convolutional, experiment, folder, save_samples
 
-from cluster.local import open_cluster
-from cluster.profiles import Profile
-from pipelines import memory, plan, tasks
+# All else is imported by functions: workers import this file, and should import no more than a run's do.
+if TYPE_CHECKING:
+    from pipelines.memory import TaskMemory
 
 WORKER = 4 * 2**30
 ALLOWED = 0.2
-MODEL_A = convolutional(("exponential", 2), ("exponential", 5))
 
 
 def main() -> None:
+    from workload import EXPONENTIAL, convolutional
+
     options = common.options(__doc__)
     report = common.Report("memory", "A worker's peak memory against its plan", options)
     n = 8_000 if options.quick else 20_000
@@ -29,7 +29,13 @@ def main() -> None:
         (f"exponential, n = {n:,}, d = 784, float32", EXPONENTIAL, n, (784,), "float32"),
         (f"exponential, n = {n // 2:,}, d = 784, float64", EXPONENTIAL, n // 2, (784,), "float64"),
         (f"RF and NTK, 3 layers, n = {n:,}, d = 784, float32", ntk, n, (784,), "float32"),
-        ("model (a), n = 64, 32x32x3, float32", MODEL_A, 64, (32, 32, 3), "float32"),
+        (
+            "model (a), n = 64, 32x32x3, float32",
+            convolutional(("exponential", 2), ("exponential", 5)),
+            64,
+            (32, 32, 3),
+            "float32",
+        ),
         ("ReLU RF and NTK 2-5, n = 64, 32x32x3, float32", relu, 64, (32, 32, 3), "float32"),
     ]
     for what, kernel, samples, shape, dtype in cases:
@@ -49,10 +55,14 @@ def main() -> None:
     report.finish()
 
 
-def peaks(
-    kernel: dict[str, Any], n: int, shape: tuple[int, ...], dtype: str
-) -> tuple[memory.TaskMemory, int]:
+def peaks(kernel: dict[str, Any], n: int, shape: tuple[int, ...], dtype: str) -> tuple[TaskMemory, int]:
     """What the plan says of a worker, and the peak that a fresh worker reports after the work."""
+    from workload import Matrix, experiment, folder, save_samples
+
+    from cluster.local import open_cluster
+    from cluster.profiles import Profile
+    from pipelines import memory, plan, tasks
+
     with folder(common.RAM_DISK) as root:
         save_samples(root, n, shape)
         described = experiment(root, n, kernel, dtype)
