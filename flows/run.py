@@ -53,7 +53,7 @@ def run_study(study: Study, root: Path, profile: str, display: Display, *, comma
         display.line(engine.name)
         # Kernels that bring another one along come first: an NTK's pass leaves nothing to do for the RF.
         for experiment in sorted(study.experiments, key=lambda e: -len(run_kernel(e).outputs)):
-            work = Work(experiment, root, cluster, display, command=command, engine=engine.name)
+            work = Work(experiment, root, cluster, display, command=command, engine=lambda: engine.name)
             run_flow("krr", krr, work, engine=engine, run_name=f"{experiment.name} {work.run}")
             done[experiment.name] = work
     if not study.is_table:

@@ -46,11 +46,9 @@ class Cluster:
         self._workers: tasks.Workers | None = None
 
     def workers(self) -> tasks.Workers:
-        """Where tasks run; a cluster that was lost is replaced by a new one."""
-        client = self._workers.client if self._workers else None
-        if self._workers is not None and (client is None or client.status == "running"):
+        """Where tasks run; opened when it is not open."""
+        if self._workers is not None:
             return self._workers
-        self.close()
         client = self._stack.enter_context(open_cluster(self.profile))
         preflight(client, self._root)
         if client is None:
@@ -79,7 +77,8 @@ class Work:
     """One run of one experiment.
 
     experiment: validated. root: folder of the stores. cluster: where tiles are computed.
-    command: what a person types to run it again.
+    command: what a person types to run it again. engine: says which engine runs the stages, as far as is
+    known when it is asked.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Work:
         display: Display,
         *,
         command: str = "",
-        engine: str = "",
+        engine: Callable[[], str] = str,
     ) -> None:
         self.experiment = experiment
         self.root = root
@@ -254,7 +253,12 @@ class Work:
         try:
             yield
         except Exception as error:
-            raise explain(error) or error from None
+            explained = explain(error)
+            if explained is None:
+                raise
+            # A cluster that was lost is of no use to the stage's next try: that one opens another.
+            self.cluster.close()
+            raise explained from error
         finally:
             self.stages.append({"name": name, "seconds": time.perf_counter() - started, "note": ""})
             self.journal.end_stage()
@@ -366,7 +370,7 @@ class Work:
             "gram": self._gram_facts(),
             "stages": self.stages,
             "seconds": time.time() - self.started,
-            "engine": self.engine,
+            "engine": self.engine(),
             "cluster": {
                 "profile": self.cluster.profile.name,
                 "workers": self.cluster.resources.workers,

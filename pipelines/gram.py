@@ -191,21 +191,20 @@ class SharedOut:
 
 
 def job_of(kernel: Kernel, stores: list[GramStore], rows: Path, columns: Path, memory_bytes: int) -> GramJob:
-    # Half of what a worker may hold is left to prepared blocks; tiles and scratch have the rest.
     return GramJob(
         json.dumps(kernel.describe(), sort_keys=True),
         tuple(str(store.path) for store in stores),
         str(rows),
         str(columns),
         digest([FeatureStore(rows).axes, FeatureStore(columns).axes]),
-        max(memory_bytes // 2, 2**26),
+        memory.cache_bytes(memory_bytes),
     )
 
 
 def largest_group(features: FeatureStore, memory_bytes: int) -> int:
     """Side in tiles of the largest task whose prepared blocks a worker's cache can hold."""
     block = block_bytes(features)
-    return max(1, memory_bytes // 2 // max(2 * block, 1))
+    return max(1, memory.cache_bytes(memory_bytes) // max(2 * block, 1))
 
 
 def block_bytes(features: FeatureStore) -> int:

@@ -81,8 +81,9 @@ class Lease:
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)
-        self._temporary.unlink(missing_ok=True)
+        for path in (self._path, self._temporary):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def __enter__(self) -> Lease:
         return self

@@ -13,8 +13,12 @@ import numpy as np
 from kernels.base import Kernel
 
 CGROUP = Path("/sys/fs/cgroup")
-WORKER_BASE_BYTES = 190 * 2**20
+WORKER_BASE_BYTES = 92 * 2**20
 """Resident memory of a worker that has imported what it needs and computed nothing (measured)."""
+
+WRITTEN_CHUNKS = 4
+"""Whole chunks of memory beside a tile that is written: two that the codec makes, and two that the
+allocator keeps in holes between cached blocks (measured, see tests/benchmarks/bench_memory.py)."""
 
 
 def available_bytes() -> int:
@@ -52,12 +56,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cache_bytes(worker_bytes: int) -> int:
+    """Prepared blocks that a worker of so much memory may keep: half of it; tiles and scratch have the rest."""
+    return max(worker_bytes // 2, 2**26)
+
+
 @dataclass(frozen=True)
 class TaskMemory:
-    """What a task of ``group`` x ``group`` tiles holds at its peak, in bytes.
+    """What a worker holds at its peak, in bytes.
 
-    base: interpreter and libraries. blocks: prepared blocks of its rows and columns.
-    tile: results of one tile (all outputs), the copy being encoded and the file's bytes.
+    base: interpreter and libraries. blocks: prepared blocks that it keeps.
+    tile: results of one tile (all outputs), and what writing one takes.
     scratch: what the kernel needs while it computes a tile.
     """
 
@@ -72,23 +81,27 @@ class TaskMemory:
 
 
 def task_memory(
-    kernel: Kernel, shape: tuple[int, ...], prepared_bytes: int, n: int, dtype: str, group: int
+    kernel: Kernel,
+    shape: tuple[int, ...],
+    prepared_bytes: int,
+    n: int,
+    dtype: str,
+    blocks: int,
+    worker_bytes: int,
 ) -> TaskMemory:
-    """Peak memory of a task.
+    """Peak memory of a worker.
 
-    shape: of one sample as the kernel sees it; prepared_bytes: of one prepared sample; n: samples in the pool.
+    shape: of one sample as the kernel sees it; prepared_bytes: of one prepared sample; n: samples in the
+    pool; blocks: prepared blocks that the tiles to compute read; worker_bytes: what the worker may use.
     """
     itemsize = np.dtype(dtype).itemsize
     side = min(kernel.tile_side(dtype), n)
-    tile_bytes = side * side * itemsize
-    blocks = min(2 * group, 2 * -(-n // side)) * side * prepared_bytes
-    outputs = len(kernel.outputs)
-    # Each output's block, then one at a time: the finite mask (1 byte an entry) or the two copies that
-    # the codec makes of a whole chunk, whose side is never ragged.
+    block = side * prepared_bytes
+    # A ragged tile is written as a whole chunk.
     chunk = kernel.tile_side(dtype) ** 2 * itemsize
     return TaskMemory(
         WORKER_BASE_BYTES,
-        blocks,
-        outputs * tile_bytes + 2 * chunk,
+        min(blocks * block, max(cache_bytes(worker_bytes), 2 * block)),
+        len(kernel.outputs) * side * side * itemsize + WRITTEN_CHUNKS * chunk,
         kernel.cost(side, side, shape, itemsize).scratch_bytes,
     )

@@ -196,7 +196,9 @@ def make(
         _features_bytes(experiment, pools, kernel, root, like.nbytes),
         _disk_free(root),
         workers,
-        memory.task_memory(kernel, shape, like.nbytes, len(pools.train.X), dtype, 1),
+        memory.task_memory(
+            kernel, shape, like.nbytes, len(pools.train.X), dtype, _blocks(matrices), worker_bytes
+        ),
         worker_bytes,
         n,
         solvers.solve_bytes(method, n, experiment.solve.dtype),
@@ -349,6 +351,12 @@ def _solve_seconds(experiment: Experiment, n: int, method: str, speed: Speed) ->
     loo = experiment.solve.select == "loo"
     count = solvers.EIGEN_COST if method == "eigen" else len(experiment.solve.ridges) * (2 if loo else 1)
     return factor * (count + (1 if experiment.solve.refit else 0))
+
+
+def _blocks(matrices: list[MatrixPlan]) -> int:
+    """Prepared blocks that the missing tiles read."""
+    rows = {(matrix.role, i) for matrix in matrices for i, _ in matrix.missing}
+    return len(rows | {("train", j) for matrix in matrices for _, j in matrix.missing})
 
 
 def _disk_free(root: Path) -> int:

@@ -168,7 +168,7 @@ class Store:
                 # What the store says, not the array: a process that died here may have resized it already.
                 old = int(self.axes[axis]["rows"])
                 shape[dimension] = axes[axis].rows
-                if old % array.chunks[dimension]:
+                if old != axes[axis].rows and old % array.chunks[dimension]:
                     self._drop(name, dimension, old // array.chunks[dimension])
             array.resize(tuple(shape))
         attributes = {**self.attributes, "axes": [axis.json() for axis in axes]}
