@@ -71,8 +71,8 @@ def run(
 ) -> None:
     """Run an experiment, or a table of them; run it again to resume. Nothing stored is computed twice."""
     _prepare_blas()
-    from flows.display import Terminal
-    from flows.run import run_study
+    from .display import Terminal
+    from .run import run_study
 
     study = _load(experiment, overrides)
     with Terminal() as display:
@@ -92,10 +92,10 @@ def plan(
 ) -> None:
     """Say what a run would compute: tiles, operations, disk, memory, time. Exit code 4 if it cannot fit."""
     _prepare_blas()
-    from flows.facts import plan_rows, plans
+    from .facts import plan_rows, plans
 
     made = plans(_load(experiment, overrides), root, cluster)
-    from flows.display import table
+    from .display import table
 
     for one in made:
         table(("", "", ""), plan_rows(one), title=f"Plan of {one.experiment}")
@@ -114,12 +114,12 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Stages and tiles done, rate, remaining time, failed tiles: read from the store alone."""
-    from flows.status import experiment_status, status_rows, store_status
+    from .status import experiment_status, status_rows, store_status
 
     path = Path(what)
     is_store = (path / "zarr.json").exists()
     found = [store_status(path)] if is_store else experiment_status(what, root)
-    from flows.display import table
+    from .display import table
 
     for one in found:
         table(("", ""), status_rows(one), title=one["title"])
@@ -138,9 +138,10 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every tile; name missing, damaged and non-finite ones. Exit code 5 if any is bad."""
-    from flows.display import table
     from pipelines.verify import verify as check
     from pipelines.verify import verify_rows
+
+    from .display import table
 
     checked = check(store, repair=repair)
     table(
@@ -171,8 +172,8 @@ def gram(
 ) -> None:
     """The Gram matrix of your own arrays: tiled, resumable, finally dense with both triangles."""
     _prepare_blas()
-    from flows.arrays import gram_of_arrays
-    from flows.display import Terminal
+    from .arrays import gram_of_arrays
+    from .display import Terminal
 
     with Terminal() as display:
         facts = gram_of_arrays(kernel, x, y, out, dtype, cluster, display)
@@ -188,8 +189,8 @@ def report(
     show: Annotated[bool, typer.Option("--show", help="Show the report on the terminal as well.")] = False,
 ) -> None:
     """Build the newest run's report again."""
-    from flows.display import page
-    from flows.run import rebuild_reports
+    from .display import page
+    from .run import rebuild_reports
 
     paths = rebuild_reports(_load(experiment, None), root)
     if show:
@@ -201,8 +202,8 @@ def report(
 @app.command("list", epilog=example("megagram list"))
 def list_(as_json: JsonOption = False) -> None:
     """Shipped experiments, with their size and the time to expect on this machine."""
-    from flows.display import table
-    from flows.facts import shipped_rows
+    from .display import table
+    from .facts import shipped_rows
 
     header, rows = shipped_rows()
     table(header, rows)
@@ -214,8 +215,8 @@ def list_(as_json: JsonOption = False) -> None:
 def doctor(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Versions, BLAS and its core type, threads, GPU or why not, root reachable, server up or not."""
     _prepare_blas()
-    from flows.display import table
-    from flows.facts import doctor_facts
+    from .display import table
+    from .facts import doctor_facts
 
     facts = doctor_facts(root)
     table(("", ""), list(facts.items()))
@@ -229,7 +230,7 @@ def server(
     port: Annotated[int, typer.Option("--port", help="Port of the server and its pages.")] = 4200,
 ) -> None:
     """Run a Prefect server in the foreground; runs on this machine report to it while it is up."""
-    from flows.server import serve
+    from .server import serve
 
     serve(host, port)
 
@@ -237,8 +238,9 @@ def server(
 @store_app.command("list", epilog=example("megagram store list"))
 def store_list(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """What lies under a root: kind, size, and which experiments use it."""
-    from flows.display import table
     from pipelines.inventory import inventory, inventory_rows
+
+    from .display import table
 
     found = inventory(root)
     table(("store", "kind", "size", "holds", "used by"), inventory_rows(found))
@@ -252,8 +254,9 @@ def store_clean(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove the stores that no experiment's result uses, after asking."""
-    from flows.display import table
     from pipelines.inventory import inventory, inventory_rows, remove, unused
+
+    from .display import table
 
     found = unused(inventory(root))
     if not found:
@@ -319,7 +322,7 @@ def _command() -> str:
 
 
 def _print_outcome(outcome: Any, as_json: bool) -> None:
-    from flows.display import table
+    from .display import table
 
     for title, header, rows in outcome.tables:
         table(header, rows, title=title)
