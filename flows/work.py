@@ -55,12 +55,20 @@ class Cluster:
             self.worker = describe_worker()
             self._workers = tasks.Workers()
             return self._workers
+        if self.profile.dashboard:
+            self._say(f"Dask's pages are at {client.dashboard_link}")
         self.worker = next(iter(client.run(describe_worker).values()))
         count = len(client.scheduler_info(n_workers=-1)["workers"])
         watchdog = Watchdog(client, count, self.profile.worker_timeout, self._say)
         needs = {"GPU": 1.0} if self.resources.gpus else None
         self._workers = tasks.Workers(client, count, needs, watchdog.check)
         return self._workers
+
+    def rest(self) -> None:
+        """Have idle workers give back the memory of what they kept."""
+        if self._workers is not None and self._workers.client is not None:
+            self._workers.client.run(gram.forget)
+        gram.forget()
 
     def close(self) -> None:
         self._workers = None
@@ -191,6 +199,7 @@ class Work:
 
     def solve(self) -> dict[str, Any]:
         """Solve for every ridge, choose one, score the test set once; or find that this was done before."""
+        self.cluster.rest()
         self._results = results.ResultStore(self.root, self.experiment.name, self._result_address())
         self._folder = self._results.begin(self.run)
         before = self._results.latest()

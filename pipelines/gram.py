@@ -360,6 +360,11 @@ class BlockCache:
         return prepared
 
 
+def forget() -> None:
+    """Drop this process's prepared blocks: the solve that follows may need the memory."""
+    _cache.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _cache(limit: int) -> BlockCache:
     return BlockCache(limit)

@@ -103,7 +103,12 @@ class Made:
         return K
 
 
-def make(experiment: Experiment, root: Path, workers: tasks.Open = tasks.Workers) -> Made:
+def make(
+    experiment: Experiment,
+    root: Path,
+    workers: tasks.Open = tasks.Workers,
+    progress: features.Progress = features.silent,
+) -> Made:
     """Run the stages ``features`` and ``gram`` of an experiment."""
     resolved = pools.resolve(experiment)
     kernel, dtype = plan.run_kernel(experiment), experiment.gram.dtype
@@ -128,6 +133,7 @@ def make(experiment: Experiment, root: Path, workers: tasks.Open = tasks.Workers
             workers,
             tile_seconds=1.0,
             memory_bytes=MEMORY,
+            progress=progress,
         )
     return made
 
