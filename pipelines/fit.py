@@ -69,7 +69,7 @@ def fit(
         rows = fit_rows(split)
         targets = evaluate.encode(pools.y(rows), pools.task, _classes(pools))
         (solution,) = _solve(experiment, "cholesky", gram, rows, targets.matrix, (ridge,), loo=False)
-        final["rows"] = rows
+        final["rows"], final["alpha"] = rows, solution.alpha
         return solution, targets, test_on(rows)
 
     loo = solve.select == "loo"

@@ -16,9 +16,8 @@ CGROUP = Path("/sys/fs/cgroup")
 WORKER_BASE_BYTES = 92 * 2**20
 """Resident memory of a worker that has imported what it needs and computed nothing (measured)."""
 
-WRITTEN_CHUNKS = 4
-"""Whole chunks of memory beside a tile that is written: two that the codec makes, and two that the
-allocator keeps in holes between cached blocks (measured, see tests/benchmarks/bench_memory.py)."""
+WRITTEN_CHUNKS = 2
+"""Whole chunks of memory beside a tile that is written: the codec's copies."""
 
 
 def available_bytes() -> int:

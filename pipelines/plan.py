@@ -104,7 +104,7 @@ class Plan:
     def problems(self) -> list[str]:
         """Each thing that does not fit, with what would."""
         found = []
-        if self.worker.total > self.worker_limit:
+        if self.tiles_missing and self.worker.total > self.worker_limit:
             fewer = max(1, int(self.workers * self.worker_limit / self.worker.total))
             found.append(
                 f"a worker needs {bytes_text(self.worker.total)} at its peak and may use"

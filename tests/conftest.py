@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import small
+
+if TYPE_CHECKING:
+    # Imported by the fixtures that use it: tests of kernels/ run where Zarr and Dask are not installed.
+    import small
+
+REAL_DATA = os.environ.get("MEGAGRAM_DATA", "")
 
 # A server, a data folder or a root of the person who runs the tests must not change what is tested.
 for name in list(os.environ):
     if name.startswith(("MEGAGRAM_", "PREFECT_")):
         del os.environ[name]
+
+
+@pytest.fixture
+def real_data(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with published copies of MNIST, Fashion-MNIST and CIFAR-10; a test that asks for it is
+    skipped where there is none."""
+    if not REAL_DATA:
+        pytest.skip(
+            "needs MEGAGRAM_DATA: a folder with the published files of MNIST, Fashion-MNIST, CIFAR-10"
+        )
+    monkeypatch.setenv("MEGAGRAM_DATA", REAL_DATA)
+    return Path(REAL_DATA)
 
 
 @pytest.fixture
@@ -24,12 +42,16 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def samples(tmp_path: Path) -> small.Samples:
     """72 samples of 5 values in three classes, as files of the user's own."""
+    import small
+
     return small.Samples(tmp_path / "data").write(72)
 
 
 @pytest.fixture
 def tiles_of_16(monkeypatch: pytest.MonkeyPatch) -> int:
     """Tiles of 16 samples in place of thousands, so that a matrix of a few dozen samples has several."""
+    import small
+
     small.use_tile_side(16, monkeypatch.setattr)
     return 16
 

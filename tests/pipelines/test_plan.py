@@ -1,0 +1,211 @@
+"""The plan: what a run would compute, counted against what it then computes; and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+
+from kernels.registry import from_description
+from pipelines import memory, plan, pools, solvers
+from pipelines.errors import DoesNotFit
+from pipelines.experiment import Experiment
+from pipelines.stores import folder_bytes
+
+pytestmark = pytest.mark.usefixtures("tiles_of_16")
+
+SPEED = plan.Speed(entries=1e6, operations=1e9)
+NTK = {"kind": "fully-connected", "family": "ntk", "depth": 3}
+
+
+def planned(one: Experiment, root: Path, **limits: Any) -> plan.Plan:
+    limits = {"workers": 2, "worker_bytes": 2**40, "speed": SPEED, **limits}
+    return plan.make(one, pools.resolve(one), root, **limits)
+
+
+def with_test_set(samples: small.Samples, n: int = 25) -> dict[str, Any]:
+    small.Samples(samples.folder, seed=9).write(n, "_test")
+    paths = {"X_test": str(samples.folder / "X_test.npy"), "y_test": str(samples.folder / "y_test.npy")}
+    return {**paths, "test": n}
+
+
+@pytest.mark.parametrize("kernel", [NTK, {"kind": "dot-product", "kernel": "linear"}])
+@pytest.mark.parametrize("refit", [False, True])
+def test_what_is_planned_is_what_is_computed(
+    samples: small.Samples, root: Path, kernel: dict, refit: bool
+) -> None:
+    """Protects the dry run: tiles by matrix, from nothing to all; growing and other splits included."""
+    for data in (
+        {"train": 20, "validation": 8},
+        {"train": 40, "validation": 12, **with_test_set(samples)},
+        {"train": 60, "validation": 12, **with_test_set(samples)},
+    ):
+        one = samples.experiment(kernel=kernel, data=data, solve={"refit": refit})
+        before = planned(one, root)
+        made = small.make(one, root)
+        assert {m.role: len(m.missing) for m in before.matrices} == made.computed
+        after = planned(one, root)
+        assert after.tiles_missing == 0
+        assert after.disk_bytes == 0
+        assert (after.cost.operations, after.gram_seconds) == (0, 0)
+        assert {m.role: m.stores[-1] for m in after.matrices} == {r: s[-1].path for r, s in made.stores.items()}
+        assert [m.present for m in after.matrices] == [m.needed for m in after.matrices]
+
+
+def test_planning_makes_nothing(samples: small.Samples, root: Path) -> None:
+    """Protects ``before anything is``: a plan leaves no folder behind."""
+    planned(samples.experiment(), root)
+    assert not root.exists()
+
+
+def test_damaged_and_ragged_tiles_count_as_missing(samples: small.Samples, root: Path) -> None:
+    """Protects the count after growth and repair: only whole tiles of the right extent are present."""
+    one = samples.experiment(data={"train": 60, "validation": 12})
+    small.make(one, root).store.chunk("gram", (1, 0)).unlink()
+    assert planned(one, root).tiles_missing == 1
+    samples.write(90)
+    grown = samples.experiment(data={"train": 80, "validation": 10})
+    before = planned(grown, root)
+    assert {"train": before.tiles_missing} == small.make(grown, root).computed
+
+
+def test_bytes_are_those_that_appear_on_disk(samples: small.Samples, root: Path) -> None:
+    """Protects the refusal of a full disk: predicted bytes of tiles, two outputs, and of prepared blocks."""
+    one = samples.experiment(kernel=NTK, data={"train": 60, "validation": 12, **with_test_set(samples)})
+    before = planned(one, root)
+    small.make(one, root)
+    tiles = sum(p.stat().st_size for p in root.glob("gram/*/gram/c/*/*"))
+    assert sum(m.disk_bytes for m in before.matrices) == tiles
+    # What lies beside the numbers is small for real pools, not for this one.
+    assert before.features_bytes <= folder_bytes(root / "features") + folder_bytes(root / "pools")
+    arrays = sum(p.stat().st_size for p in root.glob("*/*/*/c/**/*") if p.is_file()) - tiles
+    assert before.features_bytes <= arrays
+
+
+def test_operations_and_time_are_those_of_the_missing_tiles(samples: small.Samples, root: Path) -> None:
+    """Protects expected hours: the sum over missing tiles of their cost, ragged ones at their own size."""
+    one = samples.experiment(data={"train": 60, "validation": 12})
+    made = planned(one, root)
+    (matrix,) = made.matrices
+    kernel = one.kernel_object
+    extents = [matrix.grid.extent(tile) for tile in matrix.missing]
+    costs = [kernel.cost(r.stop - r.start, c.stop - c.start, (5,), 8) for r, c in extents]
+    assert made.cost.operations == pytest.approx(sum(c.operations for c in costs))
+    assert made.cost.transcendentals == pytest.approx(sum(c.transcendentals for c in costs))
+    assert made.cost.scratch_bytes == max(c.scratch_bytes for c in costs)
+    entries = sum((r.stop - r.start) * (c.stop - c.start) for r, c in extents)
+    assert matrix.entries == entries == 10 * 256 + 4 * 8 * 16
+    assert made.gram_seconds == pytest.approx(entries / SPEED.entries / 2)
+
+
+def test_too_little_memory_for_the_solve_says_what_would_fit(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects from a driver killed hours later: refused before start, and the size named would pass."""
+    one = samples.experiment(data={"train": 60}, solve={"method": "cholesky"})
+    needed = solvers.solve_bytes("cholesky", 60, "float64")
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed)
+    planned(one, root).check()
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
+    with pytest.raises(DoesNotFit, match="60 samples by cholesky in float64") as caught:
+        planned(one, root).check()
+    assert caught.value.exit_code == 4
+    # A method that fits is named, and does.
+    assert "float32" in str(caught.value)
+    planned(samples.experiment(data={"train": 60}, solve={"method": "cholesky", "dtype": "float32"}), root).check()
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    with pytest.raises(DoesNotFit, match="fewer training samples"):
+        planned(one, root).check()
+
+
+def test_a_refit_is_planned_at_its_own_size(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects a refit, the largest solve of a run: training and validation samples together."""
+    needed = solvers.solve_bytes("cholesky", 72, "float64")
+    one = samples.experiment(data={"train": 60}, solve={"method": "cholesky", "refit": True})
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
+    with pytest.raises(DoesNotFit, match="72 samples"):
+        planned(one, root).check()
+
+
+def test_too_little_memory_for_a_worker_says_what_to_set(samples: small.Samples, root: Path) -> None:
+    """Protects from workers killed one after another: what each needs, what it may use, which key to set."""
+    one = samples.experiment()
+    needed = planned(one, root).worker.total
+    planned(one, root, workers=4, worker_bytes=needed).check()
+    with pytest.raises(DoesNotFit, match=r"a worker needs .* set workers = 3 or memory"):
+        planned(one, root, workers=4, worker_bytes=needed - 1).check()
+    small.make(one, root)
+    planned(one, root, workers=4, worker_bytes=1).check()  # nothing is left to compute: no worker is needed
+
+
+def test_too_little_disk_says_how_much_and_where(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects a disk from being filled: refused before start, with the root and what to do."""
+    one = samples.experiment()
+    needed = planned(one, root).disk_bytes
+    monkeypatch.setattr(plan, "_disk_free", lambda where: needed)
+    planned(one, root).check()
+    monkeypatch.setattr(plan, "_disk_free", lambda where: needed - 1)
+    with pytest.raises(DoesNotFit, match=rf"under {root} .* another --root"):
+        planned(one, root).check()
+
+
+def test_all_that_does_not_fit_is_said_at_once(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects from mending one thing after another."""
+    monkeypatch.setattr(plan, "_disk_free", lambda where: 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
+    made = planned(samples.experiment(), root, worker_bytes=1)
+    assert len(made.problems()) == 3
+    assert not made.json()["fits"]
+    with pytest.raises(DoesNotFit) as caught:
+        made.check()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_disk_of_a_root_that_is_not_there_yet() -> None:
+    """Protects ``--root new/deep/folder``: free space of the nearest folder that exists."""
+    assert plan._disk_free(Path("/no/such/folder/anywhere")) > 0
+
+
+@pytest.mark.parametrize(
+    ("table", "shape"),
+    [
+        (NTK, (7,)),
+        ({"kind": "convolutional", "layers": [{"patch": 3, "kernel": "relu"}]}, (6, 6, 1)),
+        ({"kind": "sum", "terms": [NTK, {"kind": "dot-product", "kernel": "linear"}]}, (7,)),
+    ],
+)
+def test_calibration_times_this_machine(table: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Protects expected time: positive speeds for kernels of any kind, and a quick answer for slow ones."""
+    speed = plan.calibrate(from_description(table), shape, "float32", seconds=0.01)
+    assert 0 < speed.entries < np.inf
+    assert 0 < speed.operations < np.inf
+
+
+def test_more_workers_and_faster_machines_take_less_time(samples: small.Samples, root: Path) -> None:
+    """Protects the estimate's direction."""
+    one = samples.experiment()
+    slow = planned(one, root, workers=1)
+    assert planned(one, root, workers=4).gram_seconds == pytest.approx(slow.gram_seconds / 4)
+    fast = replace(SPEED, operations=10 * SPEED.operations)
+    assert planned(one, root, speed=fast).solve_seconds == pytest.approx(slow.solve_seconds / 10)
+
+
+def test_the_json_of_a_plan_agrees_with_it(samples: small.Samples, root: Path) -> None:
+    """Protects ``plan --json``."""
+    one = samples.experiment(kernel=NTK)
+    small.make(samples.experiment(kernel=NTK, data={"train": 16}), root)
+    made = planned(one, root).json()
+    assert made["tiles"]["train"] == {"needed": 12, "present": 3, "missing": 9, "side": 16, "outputs": 2}
+    assert made["tiles_missing"] == 9
+    assert made["fits"]
+    assert made["problems"] == []
