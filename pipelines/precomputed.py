@@ -104,6 +104,20 @@ def _content(*paths: str | None) -> str:
     return sha.hexdigest()
 
 
+def _check_symmetric(path: str, matrix: Any) -> None:
+    """Raise DataError for a matrix of which only one triangle would be used, and the other says otherwise."""
+    for start in range(0, matrix.shape[0], 256):
+        stop = min(start + 256, matrix.shape[0])
+        rows, columns = np.asarray(matrix[start:stop, :stop]), np.asarray(matrix[:stop, start:stop])
+        differ = np.abs(rows - columns.T) > 1e-3 * np.max(np.abs(rows))
+        if differ.any():
+            i, j = np.argwhere(differ)[0]
+            raise DataError(
+                f"{path}: a Gram matrix is symmetric, but entries {start + i}, {j} and {j}, {start + i} are"
+                f" {rows[i, j]:.6g} and {columns[j, i]:.6g}; use (K + K.T) / 2 if that is what you mean"
+            )
+
+
 def _build(table: Mapping[str, Any]) -> Kernel:
     unknown = set(table) - {"kind", "gram", "cross", "content"}
     if unknown:
@@ -113,14 +127,24 @@ def _build(table: Mapping[str, Any]) -> Kernel:
         raise KernelError(
             'a precomputed kernel needs gram = "K.npy" (and cross = "K_test.npy" for a test set)'
         )
+    try:
+        _check(gram, cross, fresh="content" not in table)
+    except DataError as error:
+        raise KernelError(str(error)) from None
+    return Precomputed(gram, cross, str(table.get("content") or _content(gram, cross)))
+
+
+def _check(gram: str, cross: str | None, *, fresh: bool) -> None:
+    """Raise DataError for matrices of a wrong form; ``fresh``: not checked before, on the driver."""
     matrix = _open(gram)
     if matrix.shape[0] != matrix.shape[1]:
         raise DataError(f"{gram}: a Gram matrix is square, not {matrix.shape}")
+    if fresh:
+        _check_symmetric(gram, matrix)
     if cross is not None and _open(cross).shape[1] != matrix.shape[1]:
         raise DataError(
             f"{cross}: has {_open(cross).shape[1]} columns, but {gram} has {matrix.shape[1]} samples"
         )
-    return Precomputed(gram, cross, str(table.get("content") or _content(gram, cross)))
 
 
 register("precomputed", _build)

@@ -76,7 +76,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     try:
         return json.loads((folder / "result.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise StoreError(f"{folder}: the result cannot be read ({error})") from None
 
 
@@ -167,7 +167,7 @@ def journals(root: Path, name: str) -> list[dict[str, Any]]:
     for path in sorted((root / "runs" / name).glob("*.json"), reverse=True):
         try:
             found.append(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             continue
     return found
 
@@ -178,7 +178,7 @@ def tiles_used(store: Path) -> frozenset[tuple[int, int]]:
     for path in (store.parent.parent / "runs").glob("*/*.json"):
         try:
             journal = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             continue
         for entry in journal["stores"] if journal.get("state") == "done" else ():
             if Path(entry["path"]).name == store.name:

@@ -415,9 +415,9 @@ def test_paths_are_relative_to_the_file_that_says_them(tmp_path: Path) -> None:
     heir = {"extends": "base/b.toml", "data": {"y": "labels.npy"}, "variants": [{"label": "v", "data": {"X": "v.npy"}}]}
     (tmp_path / "e.toml").write_text(toml(heir))
     (one,) = load(tmp_path / "e.toml").experiments
-    assert one.data.X == str(tmp_path / "v.npy")
-    assert one.data.y == str(tmp_path / "labels.npy")
-    assert load(tmp_path / "base" / "b.toml").experiments[0].data.X == str(tmp_path / "base" / "X.npy")
+    assert (one.data.X, one.data.y) == (str(tmp_path / "v.npy"), str(tmp_path / "labels.npy"))
+    (base,) = load(tmp_path / "base" / "b.toml").experiments
+    assert (base.data.X, base.data.y) == (str(tmp_path / "base" / "X.npy"), str(tmp_path / "base" / "y.npy"))
 
 
 @pytest.mark.parametrize(

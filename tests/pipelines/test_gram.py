@@ -12,7 +12,7 @@ import reference
 import small
 
 from kernels.dot_product import DotProduct
-from pipelines import gram, leases, memory, pools, tasks
+from pipelines import gram, leases, memory, tasks
 from pipelines.errors import ChunkLost, NumericalError, StoreError
 from pipelines.stores import GramStore
 from pipelines.tiles import Rectangle

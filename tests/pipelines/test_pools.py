@@ -201,8 +201,8 @@ def test_the_content_of_fitted_rows_names_the_preprocessing(samples: small.Sampl
 
 def test_bad_data_are_refused_before_any_work(samples: small.Samples) -> None:
     """Protects ``before work starts``: no labels for a part, one class, samples the kernel cannot take."""
+    np.save(samples.folder / "y.npy", np.zeros(72, np.int64))
     with pytest.raises(DataError, match="one class"):
-        np.save(samples.folder / "y.npy", np.zeros(72, np.int64))
         resolved(samples)
     samples.write(72)
     X, _ = samples.arrays(72)

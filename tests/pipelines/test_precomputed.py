@@ -154,22 +154,24 @@ def test_a_test_set_needs_its_own_matrix(matrices: Matrices) -> None:
         (np.ones(4), r"\(n, n\)"),
         (np.ones((4, 4), int), "float32 or float64"),
         (np.ones((4, 4), complex), "float32 or float64"),
+        (np.tri(300), "entries 0, 1 and 1, 0 are 0 and 1"),
+        (np.eye(300) + 0.01 * (np.arange(90000) == 299).reshape(300, 300), "entries 299, 0 and 0, 299"),
     ],
 )
 def test_matrices_of_a_wrong_form_are_refused(matrices: Matrices, matrix: np.ndarray, said: str) -> None:
     """Protects from matrices that are none: the file is named."""
     matrices.save("gram", matrix)
-    with pytest.raises((KernelError, DataError), match=said) as caught:
+    with pytest.raises(KernelError, match=said) as caught:
         from_description(matrices.table()["kernel"])
     assert matrices.path("gram") in str(caught.value)
 
 
 def test_files_that_do_not_fit_together_are_refused(matrices: Matrices, tmp_path: Path) -> None:
     """Protects from mixed-up files: other widths, labels of another number, paths that lead nowhere."""
-    with pytest.raises((KernelError, DataError), match="columns"):
-        matrices.save("cross", np.ones((5, 39)))
+    matrices.save("cross", np.ones((5, 39)))
+    with pytest.raises(KernelError, match="columns"):
         from_description(matrices.table()["kernel"])
-    with pytest.raises((KernelError, DataError), match="no such file|does not exist"):
+    with pytest.raises(KernelError, match="no such file"):
         from_description(matrices.table(gram=str(tmp_path / "nowhere.npy"))["kernel"])
     with pytest.raises(KernelError, match="cros"):
         from_description(matrices.table(cros="x")["kernel"])
@@ -182,7 +184,7 @@ def test_files_that_do_not_fit_together_are_refused(matrices: Matrices, tmp_path
 def test_pickled_matrices_are_not_read(matrices: Matrices) -> None:
     """Protects from files that would execute code."""
     np.save(matrices.path("gram"), np.array([[object()]], dtype=object), allow_pickle=True)
-    with pytest.raises((KernelError, DataError), match=r"gram\.npy"):
+    with pytest.raises(KernelError, match=r"gram\.npy"):
         from_description(matrices.table()["kernel"])
 
 

@@ -320,9 +320,10 @@ def test_a_process_that_dies_while_growing_loses_nothing(
 
 def test_a_store_in_use_does_not_grow(root: Path) -> None:
     """Protects a living driver from a store whose ends move under it."""
-    with leases.Lease(gram_store(root, 10).path):
-        with pytest.raises(StoreError, match=rf"process {os.getpid()} .* works on this store"):
-            gram_store(root, 13)
+    store = gram_store(root, 10)
+    busy = pytest.raises(StoreError, match=rf"process {os.getpid()} .* works on this store")
+    with leases.Lease(store.path), busy:
+        gram_store(root, 13)
     assert gram_store(root, 13).shape == (13, 13)
 
 
@@ -444,7 +445,15 @@ def test_records_survive_lines_cut_off_by_a_crash(root: Path) -> None:
 # Full and read-only disks.
 
 
-@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EROFS, StoreError), (errno.EACCES, StoreError)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ENOSPC, DiskFull),
+        (errno.EDQUOT, DiskFull),
+        (errno.EROFS, StoreError),
+        (errno.EACCES, StoreError),
+    ],
+)
 def test_disk_errors_say_where_and_what_to_do(
     root: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,4 +111,4 @@ def test_ranges_say_the_same_rows(rows: set[int]) -> None:
     """Protects the journal's short form of tiles."""
     runs = list(as_ranges(sorted(rows)))
     assert [row for start, stop in runs for row in range(start, stop)] == sorted(rows)
-    assert all(b[0] > a[1] for a, b in zip(runs, runs[1:], strict=False))
+    assert all(b[0] > a[1] for a, b in pairwise(runs))
