@@ -30,6 +30,4 @@ class ClusterLost(ClusterError):
 
 
 class WorkersKilled(ClusterError):
-    """A task killed every worker that tried it, most often for want of memory."""
-
-    transient = True
+    """A task killed every worker that tried it, most often for want of memory: it would again."""

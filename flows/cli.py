@@ -141,9 +141,10 @@ def verify(
     from pipelines.verify import verify as check
     from pipelines.verify import verify_rows
 
-    from .display import table
+    from .display import Terminal, table
 
-    checked = check(store, repair=repair)
+    with Terminal() as display:
+        checked = check(store, repair=repair, progress=display.progress)
     table(
         ("store", "chunks", "missing", "bad", "not computed", "temporaries", "remark"), verify_rows(checked)
     )

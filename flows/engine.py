@@ -13,7 +13,6 @@ No run starts a server: a cold one takes tens of seconds. Without one, Prefect i
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.signals import sigterm_unwinds
+from pipelines.errors import may_pass
 
 from .server import find_recorded_server, is_healthy
 
@@ -35,14 +35,6 @@ RETRY_DELAY = 2.0
 
 PROGRESS_INTERVAL = 3.0
 """Seconds between two progress artifacts of one stage: each costs the server some 25 ms."""
-
-_LASTING = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
-    *(errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENAMETOOLONG),
-}
-"""Failures of the system that stay until somebody does something."""
-
-_CLUSTER_ERRORS = {"KilledWorker", "NoWorkerError", "FutureCancelledError", "FuturesCancelledError"}
 
 
 class Engine(Protocol):
@@ -104,22 +96,6 @@ def open_engine() -> Engine:
     return DirectEngine("; ".join(silent))
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same stage may well succeed when it is tried again.
-
-    Errors that say so by an attribute ``transient`` are believed, ones that carry an ``exit_code`` are meant for
-    the user; of the rest, lost workers and connections and passing failures of the system are transient,
-    but not a full disk, a missing file or a refused permission.
-    """
-    if hasattr(error, "transient"):
-        return bool(error.transient)
-    if hasattr(error, "exit_code"):
-        return False
-    if isinstance(error, OSError):
-        return error.errno not in _LASTING
-    return type(error).__module__.startswith("distributed") and type(error).__name__ in _CLUSTER_ERRORS
-
-
 class DirectEngine:
     """Stages are plain calls. reason: why, when a server was to be used."""
 
@@ -133,7 +109,7 @@ class DirectEngine:
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                if not left or not is_transient(error):
+                if not left or not may_pass(error):
                     raise
                 log.warning("stage %s failed and is tried again: %s", name, _line(error))
                 time.sleep(RETRY_DELAY)
@@ -287,7 +263,7 @@ class _Call:
 
 def _may_retry(task: Any, task_run: Any, state: Any) -> bool:
     error = state.data
-    return isinstance(error, BaseException) and is_transient(error)
+    return isinstance(error, BaseException) and may_pass(error)
 
 
 def _candidates() -> Iterator[tuple[str, str]]:

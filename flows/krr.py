@@ -12,7 +12,7 @@ from .engine import Engine
 from .work import Work
 
 REPAIRS = 3
-"""How often tiles found damaged while they are read are computed again before a run gives up."""
+"""How often damaged chunks are looked for and computed again before a run gives up."""
 
 
 def krr(work: Work, run: Engine) -> dict[str, Any]:
@@ -36,10 +36,12 @@ def krr(work: Work, run: Engine) -> dict[str, Any]:
                 stage("solve", work.solve)
                 break
             except ChunkLost as error:
-                # Whoever read the damaged chunk set it aside; the same stages compute it again.
+                # Whoever read the damaged chunk set it aside; where there is one, there may be more.
                 if attempt == REPAIRS:
                     raise
-                work.display.line(f"warning: {error}; computing it again")
+                work.display.line(f"warning: {error}")
+                lost = work.mend()
+                work.display.line(f"{lost or 1} damaged or missing chunks are computed again")
         stage("report", work.make_report)
         header, rows = report.terminal_table(work.result)
         names = [name or "what" for name in header]
@@ -49,3 +51,5 @@ def krr(work: Work, run: Engine) -> dict[str, Any]:
     except BaseException as error:
         work.failed(error)
         raise
+    finally:
+        work.close()

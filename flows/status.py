@@ -46,7 +46,7 @@ def store_status(path: Path, needed: set[Tile] | None = None) -> dict[str, Any]:
             {"tile": list(tile), "error": error} for tile, error in failed.items() if tile not in present
         ],
         "set_aside": len(list((path / "damaged").glob("*"))),
-        "workers": [lease.holder for lease in leases.living(path)],
+        "workers": sorted({lease.holder for lease in leases.living(path)}),
     }
 
 
@@ -97,7 +97,7 @@ def status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _of_run(journal: dict[str, Any]) -> dict[str, Any]:
     state = journal["state"]
-    if state == "running" and not leases.is_running(journal):
+    if state == "running" and not journal["alive"]:
         state = (
             f"its process ({journal['pid']} on {journal['host']}) died; run the experiment again to resume"
         )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +17,14 @@ import numpy as np
 
 from cluster.local import open_cluster
 from cluster.preflight import preflight
-from cluster.profiles import Profile
+from cluster.profiles import Profile, Resources
 from cluster.watchdog import Watchdog, explain
 from cluster.worker import describe_worker
 from kernels.base import digest
-from pipelines import features, fit, gram, plan, pools, provenance, report, results, tasks
+from pipelines import features, fit, gram, leases, memory, plan, pools, provenance, report, results, tasks
+from pipelines.errors import ChunkLost, MegagramError
 from pipelines.experiment import Experiment
-from pipelines.stores import GramStore, generations
+from pipelines.stores import FeatureStore, GramStore
 
 
 class Display(Protocol):
@@ -38,12 +42,22 @@ class Cluster:
 
     def __init__(self, profile: Profile, root: Path, say: Callable[[str], None]) -> None:
         self.profile = profile
-        self.resources = profile.resources()
         self.worker: dict[str, Any] = {}
         self._root = root
         self._say = say
         self._stack = contextlib.ExitStack()
         self._workers: tasks.Workers | None = None
+
+    @cached_property
+    def resources(self) -> Resources:
+        """Workers and memory of each: of the profile, or of the running cluster that it names."""
+        return self._found() if self.profile.kind == "address" else self.profile.resources()
+
+    def _found(self) -> Resources:
+        workers = self.workers().client.scheduler_info(n_workers=-1)["workers"].values()
+        limits = [worker["memory_limit"] for worker in workers if worker["memory_limit"]]
+        gpus = tuple(str(k) for k, worker in enumerate(workers) if worker["resources"].get("GPU"))
+        return Resources(len(workers), min(limits, default=memory.available_bytes()), gpus)
 
     def workers(self) -> tasks.Workers:
         """Where tasks run; opened when it is not open."""
@@ -58,10 +72,12 @@ class Cluster:
         if self.profile.dashboard:
             self._say(f"Dask's pages are at {client.dashboard_link}")
         self.worker = next(iter(client.run(describe_worker).values()))
-        count = len(client.scheduler_info(n_workers=-1)["workers"])
-        watchdog = Watchdog(client, count, self.profile.worker_timeout, self._say)
-        needs = {"GPU": 1.0} if self.resources.gpus else None
-        self._workers = tasks.Workers(client, count, needs, watchdog.check)
+        expected = len(client.scheduler_info(n_workers=-1)["workers"])
+        watchdog = Watchdog(client, expected, self.profile.worker_timeout, self._say)
+        info = client.scheduler_info(n_workers=-1)["workers"].values()
+        gpus = sum(1 for worker in info if worker["resources"].get("GPU"))
+        needs = {"GPU": 1.0} if gpus else None
+        self._workers = tasks.Workers(client, gpus or len(info), needs, watchdog.check)
         return self._workers
 
     def rest(self) -> None:
@@ -112,6 +128,8 @@ class Work:
         self.on_progress: Callable[[int, int, str], None] = features.silent
         self.kernel = plan.run_kernel(experiment)
         self._reports: dict[str, gram.GramReport] = {}
+        self._used: list[Path] = []
+        self._leases = contextlib.ExitStack()
 
     # Stages, in the order in which the flow calls them.
 
@@ -146,6 +164,7 @@ class Work:
             split.pool_rows,
             self.cluster.workers,
             progress=self._progress,
+            use=self._use,
         )
         self._features = {"train": Path(made.store)}
         computed, reused = made.computed, made.reused
@@ -160,6 +179,7 @@ class Work:
                 self.cluster.workers,
                 test=True,
                 progress=self._progress,
+                use=self._use,
             )
             self._features["test"] = Path(made.store)
             computed, reused = computed + made.computed, reused + made.reused
@@ -172,6 +192,10 @@ class Work:
             m.role: gram.open_stores(self.pools, self.kernel, self.dtype, self.root, test=m.role == "test")
             for m in matrices
         }
+        self._needed = {m.role: m.needed for m in matrices}
+        for stores in self._stores.values():
+            for store in stores:
+                self._use(store.path)
         self.journal.stores(
             [
                 {"role": m.role, "path": str(store.path), "needed": results.by_row(m.needed)}
@@ -191,10 +215,10 @@ class Work:
                 self.cluster.workers,
                 tile_seconds=tile_seconds,
                 memory_bytes=self.cluster.resources.memory,
+                requested=self._requested,
                 progress=self._progress,
             )
             self._add(matrix.role, reports[self._requested])
-        self.journal.uses(self._uses())
         return {"tiles_computed": self.tiles_computed, "tiles_reused": self.tiles_reused}
 
     def solve(self) -> dict[str, Any]:
@@ -202,25 +226,9 @@ class Work:
         self.cluster.rest()
         self._results = results.ResultStore(self.root, self.experiment.name, self._result_address())
         self._folder = self._results.begin(self.run)
-        before = self._results.latest()
-        if before is not None:
-            self.evaluation = results.read(before)["evaluation"]
-            for name in ("alpha", "rows", "test_scores"):
-                if (before / f"{name}.npy").exists():
-                    results.save_array(self._folder, name, np.load(before / f"{name}.npy"))
-            self._solve_note = f"taken from run {before.name}"
-        else:
-            cross = self._stores["test"][self._requested] if self._has_cross else None
-            self.evaluation = fit.fit(
-                self.experiment,
-                self.pools,
-                self.store,
-                cross,
-                self._folder,
-                method=self.plan.method,
-                progress=lambda done, total: self._progress(done, total, "ridges solved"),
-            )
-            self._solve_note = self.plan.reason
+        self.evaluation = self._found_before() or self._fitted()
+        solved = self.evaluation["solved_by"]
+        self._solve_note = solved["reason"] if solved["run"] == self.run else f"solved by run {solved['run']}"
         return {"ridge": self.evaluation["ridge"], "note": self._solve_note}
 
     def make_report(self) -> dict[str, Any]:
@@ -269,14 +277,44 @@ class Work:
             self.cluster.close()
             raise explained from error
         finally:
-            self.stages.append({"name": name, "seconds": time.perf_counter() - started, "note": ""})
-            self.journal.end_stage()
+            self.stages.append({"name": name, "seconds": time.perf_counter() - started})
+            with contextlib.suppress(MegagramError, OSError):
+                self.journal.end_stage()
+
+    def mend(self) -> int:
+        """Read every tile and block that the run needs, so that all damaged ones are set aside at once.
+
+        Returns how many are to be computed again.
+        """
+        lost = 0
+        blocks = [FeatureStore(path) for path in self._used if path.parent.name == FeatureStore.kind]
+        todo: list[Callable[[], object]] = [
+            partial(store.read_block, k) for store in blocks for k in range(store.block_count) if store.has(k)
+        ]
+        todo += [
+            partial(self._stores[role][self._requested].read_tile, *tile)
+            for role, tiles in (self._needed if hasattr(self, "_needed") else {}).items()
+            for tile in sorted(tiles)
+        ]
+        for number, read in enumerate(todo):
+            self._progress(number, len(todo), "chunks checked")
+            try:
+                read()
+            except ChunkLost:
+                lost += 1
+        return lost
 
     def failed(self, error: BaseException) -> None:
         """Note in the journal how the run ended, and leave no half-made result."""
-        self.journal.finish("failed", error=str(error) or type(error).__name__)
         if hasattr(self, "_folder"):
             results.discard(self._folder)
+        # What went wrong is the error in flight; a disk too full to note it must not take its place.
+        with contextlib.suppress(MegagramError, OSError):
+            self.journal.finish("failed", error=str(error) or type(error).__name__)
+
+    def close(self) -> None:
+        """Give back the leases."""
+        self._leases.close()
 
     @property
     def _has_cross(self) -> bool:
@@ -306,29 +344,58 @@ class Work:
 
     def _result_address(self) -> str:
         """Digest of all that the numbers depend on."""
-        split, y = self.pools.split, self.pools.train.y
-        labels = [] if y is None else [digest(np.asarray(y).tolist())]
-        if self._has_cross:
-            labels.append(digest(np.asarray(self.pools.y(split.test, test=True)).tolist()))  # type: ignore[arg-type]
+        data = self.pools
+        pooled = data.split.pool_rows
+        labels = [hash_array(data.y(pooled))]
+        if self._has_cross and data.split.test is not None:
+            labels.append(hash_array(data.y(data.split.test, test=True)))
         return digest(
             {
                 "stores": [[s.path.name, s.axes] for s in self._own_stores()],
-                "split": [None if rows is None else digest(rows.tolist()) for rows in _index_sets(split)],
+                "split": {name: hash_array(rows) for name, rows in data.sets.items()},
                 "labels": labels,
-                "task": self.pools.task,
+                "task": data.task,
                 "solve": self.experiment.solve.model_dump(mode="json"),
+                "revision": fit.REVISION,
             }
         )
 
-    def _uses(self) -> list[str]:
-        """Paths of every store that the run rests on."""
-        used = [store.path for stores in self._stores.values() for store in stores]
-        for test in (False, True) if self._has_cross else (False,):
-            used.append(features.pool_store(self.pools, self.root, test=test).path)
-            described = features.preprocessed_description(self.pools, self.dtype, test=test)
-            side = {"side": features.PREPROCESSED_SIDE}
-            used += generations(self.root, "features", {**described, **side})
-        return [str(path) for path in (*used, *self._features.values())]
+    def _fitted(self) -> dict[str, Any]:
+        cross = self._stores["test"][self._requested] if self._has_cross else None
+        evaluation = fit.fit(
+            self.experiment,
+            self.pools,
+            self.store,
+            cross,
+            self._folder,
+            method=self.plan.method,
+            progress=lambda done, total: self._progress(done, total, "ridges solved"),
+        )
+        solved_by = {"run": self.run, "reason": self.plan.reason, "made_with": provenance.arithmetic()}
+        return {**evaluation, "solved_by": solved_by}
+
+    def _found_before(self) -> dict[str, Any] | None:
+        """The evaluation of an earlier run of the same address, its arrays linked; None where there is
+        none, or it is damaged."""
+        before = self._results.latest()
+        if before is None:
+            return None
+        try:
+            evaluation = results.read(before)["evaluation"]
+            for path in before.glob("*.npy"):
+                np.load(path, mmap_mode="r", allow_pickle=False)
+                results.link(path, self._folder / path.name)
+        except (OSError, ValueError, KeyError, EOFError, MegagramError) as error:
+            self.display.line(f"warning: the result of run {before.name} is not used again: {error}")
+            return None
+        return evaluation
+
+    def _use(self, path: Path) -> None:
+        """Keep a store from being cleaned away or grown while this run, and its result, rest on it."""
+        if path not in self._used:
+            self._used.append(path)
+            self._leases.enter_context(leases.Lease(path))
+            self.journal.uses([str(used) for used in self._used])
 
     def _own_stores(self) -> list[GramStore]:
         return [stores[self._requested] for stores in self._stores.values()]
@@ -352,15 +419,8 @@ class Work:
                 "order": "canonical"
                 if experiment.data.permutation is None
                 else f"permutation {experiment.data.permutation}",
-                "train": _limits(data.split.train),
-                "validation": _limits(data.split.validation),
-                "test": _limits(data.split.test),
-                "sizes": {
-                    name: None if rows is None else len(rows)
-                    for name, rows in zip(
-                        ("train", "validation", "test"), _index_sets(data.split), strict=True
-                    )
-                },
+                **{name: _extent(rows) for name, rows in data.sets.items()},
+                "sets": {name: hash_array(rows) for name, rows in data.sets.items()},
                 "test_of": "test set" if self._has_cross else "pool",
                 "shape": list(data.raw_shape),
                 "preprocess": data.preprocessing.describe(),
@@ -392,11 +452,14 @@ class Work:
         }
 
     def _gram_facts(self) -> dict[str, Any]:
-        paths: dict[str, int] = {}
-        for store in self._own_stores():
+        newest = {}
+        for role, store in zip(self._stores, self._own_stores(), strict=True):
             for line in store.records():
-                if "tiles" in line:
-                    paths[line["path"]] = paths.get(line["path"], 0) + len(line["tiles"])
+                for tile in line.get("tiles", ()):
+                    if tuple(tile) in self._needed[role]:
+                        newest[role, tuple(tile)] = line
+        paths = dict(Counter(line["path"] for line in newest.values()))
+        made_with = dict(Counter(line["made_with"] for line in newest.values()))
         seconds = [s for r in self._reports.values() for s in r.tile_seconds]
         if len(seconds) > 2000:
             seconds = sorted(seconds)[:: len(seconds) // 2000 + 1]
@@ -418,6 +481,7 @@ class Work:
             "tiles_computed": self.tiles_computed,
             "tiles_reused": self.tiles_reused,
             "paths": paths,
+            "made_with": made_with,
             "tile_seconds": seconds,
             "bytes": sum(store.size() for store in self._own_stores()),
             "peak_bytes": max((r.peak_bytes for r in self._reports.values()), default=0),
@@ -450,9 +514,22 @@ def _toml_key(key: str) -> str:
     return key if key.replace("_", "").replace("-", "").isalnum() else f'"{key}"'
 
 
-def _index_sets(split: pools.Split) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
-    return split.train, split.validation, split.test
+def hash_array(values: np.ndarray | None) -> str | None:
+    """A digest of an array's dtype, shape and bytes; None for none."""
+    if values is None:
+        return None
+    head = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
+    head.update(np.ascontiguousarray(values).tobytes())
+    return head.hexdigest()
 
 
-def _limits(rows: np.ndarray | None) -> list[int] | None:
-    return None if rows is None else [int(rows[0]), int(rows[-1]) + 1]
+def _extent(rows: np.ndarray | None) -> list[int] | str | None:
+    """[start, stop) of one range of rows, or in words that they are not one range."""
+    if rows is None:
+        return None
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    return (
+        [first, last]
+        if last - first == len(rows)
+        else f"{len(rows):,} rows between {first:,} and {last - 1:,}"
+    )

@@ -166,9 +166,10 @@ class Kernel(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the description and the revision, 64 hexadecimal digits."""
-        return digest({"kernel": self.describe(), "revision": self._revisions()})
+        return digest({"kernel": self.describe(), "revision": self.revisions()})
 
-    def _revisions(self) -> Any:
+    def revisions(self) -> Any:
+        """The revisions of this kernel and of all its terms."""
         return self.revision
 
     def path(self, a: Prepared) -> str:
@@ -297,14 +298,14 @@ class _Composite(Kernel):
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind, "terms": [term.describe() for term in self.terms]}
 
-    def _revisions(self) -> Any:
-        return [self.revision, *(term._revisions() for term in self.terms)]
+    def revisions(self) -> Any:
+        return [self.revision, *(term.revisions() for term in self.terms)]
 
     def _combine(self, blocks: Iterator[Array], operation: str) -> Array:
         total = next(blocks)
         combine = getattr(namespace(total), operation)
         for block in blocks:
-            total = combine(total, block)
+            combine(total, block, out=total)
         return total
 
 
@@ -383,8 +384,8 @@ class Scaled(Kernel):
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind, "weight": self.weight, "term": self.term.describe()}
 
-    def _revisions(self) -> Any:
-        return [self.revision, self.term._revisions()]
+    def revisions(self) -> Any:
+        return [self.revision, self.term.revisions()]
 
 
 Builder = Callable[[Mapping[str, Any]], Kernel]

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+
+_LASTING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENAMETOOLONG),
+}
+"""Failures of the system that stay until somebody does something."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same work may well succeed when it is tried again.
+
+    Errors that say so by an attribute ``transient`` are believed, ones that carry an ``exit_code`` are meant
+    for the user; of the rest, only passing failures of the system are worth another try.
+    """
+    if hasattr(error, "transient"):
+        return bool(error.transient)
+    return not hasattr(error, "exit_code") and isinstance(error, OSError) and error.errno not in _LASTING
+
 
 class MegagramError(Exception):
     """Something the user can mend; the message names the file, key, row or tile and says what to do."""

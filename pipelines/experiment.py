@@ -369,7 +369,7 @@ def _absolute_kernel_paths(kernel: dict[str, Any], folder: Path) -> None:
         for key in ("gram", "cross"):
             if isinstance(kernel.get(key), str):
                 kernel[key] = str(folder / Path(kernel[key]).expanduser())
-    for term in kernel.get("terms", ()):
+    for term in [*kernel.get("terms", ()), kernel.get("term")]:
         if isinstance(term, dict):
             _absolute_kernel_paths(term, folder)
 

@@ -11,7 +11,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,23 +73,28 @@ def materialise(
     *,
     test: bool = False,
     progress: Progress = silent,
+    use: Callable[[Path], None] = lambda path: None,
 ) -> FeatureReport:
     """Make the prepared blocks that hold ``rows`` of the pool (or of the test set).
 
+    use: called with the path of every store that this rests on, as soon as it is known.
     Returns a report with the store's path. Blocks already stored are not computed again.
     """
     started = time.perf_counter()
     source = pool_store(pools, root, test=test)
+    use(source.path)
     state = _fit(pools, root)
     computed = reused = 0
     samples: PoolStore | FeatureStore = source
     steps = tuple(pools.preprocessing.describe())
+    one = _preprocessed(pools, source, state, dtype)
     axis = pools.test_axis if test else pools.pool_axis
     if pools.preprocessing.expensive:
-        blank = Prepared({"X": _preprocessed(pools, source, state, dtype)}, np.zeros(1, np.int64))
+        blank = Prepared({"X": one}, np.zeros(1, np.int64))
         samples = FeatureStore.open_or_create(
             root, preprocessed_description(pools, dtype, test=test), axis, blank, PREPROCESSED_SIDE
         )
+        use(samples.path)
         side = kernel.tile_side(dtype)
         wanted = {
             k
@@ -102,11 +107,11 @@ def materialise(
         made, found = _make(job, samples, wanted, workers, progress, "preprocessing")
         computed, reused = computed + made, reused + found
         steps, state = (), None
-    one = _preprocessed(pools, source, _fit(pools, root), dtype)
     like = kernel.prepare(one.reshape(1, *kernel_shape(kernel.inputs, one.shape[1:])))
     store = FeatureStore.open_or_create(
         root, prepared_description(pools, kernel, dtype, test=test), axis, like, kernel.tile_side(dtype)
     )
+    use(store.path)
     job = FeatureJob(
         str(samples.path), str(store.path), dtype, steps, pools.dataset.scale, state, _json(kernel)
     )
@@ -131,7 +136,7 @@ def preprocessed_description(pools: Pools, dtype: str, *, test: bool = False) ->
 def prepared_description(pools: Pools, kernel: Kernel, dtype: str, *, test: bool = False) -> dict[str, Any]:
     """What names the store of prepared blocks."""
     described = preprocessed_description(pools, dtype, test=test)
-    return {**described, "prepared": kernel.prepared_description(), "revision": kernel.revision}
+    return {**described, "prepared": kernel.prepared_description(), "revisions": kernel.revisions()}
 
 
 def make_blocks(blocks: tuple[int, ...], job: FeatureJob) -> float:
@@ -183,7 +188,8 @@ def _make(
     found = len(blocks) - len(missing)
     if not missing:
         return 0, found
-    opened = workers()
+    # Preprocessing runs on processors: every worker takes part, also one without a GPU.
+    opened = replace(workers(), resources=None)
     # A few tasks a worker: enough to share out evenly, few enough to be worth their cost.
     size = max(1, -(-len(missing) // (8 * max(opened.count, 1))))
     groups = [tuple(missing[k : k + size]) for k in range(0, len(missing), size)]

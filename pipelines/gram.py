@@ -6,11 +6,12 @@ travel back; arrays go by store.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +39,7 @@ class GramJob:
     kernel: JSON description; one store for each of its outputs. rows, columns: feature stores' paths.
     samples: digest of the stores' axes: a worker that outlives a run must not take what it kept of a store
     for what the store holds since its data grew. cache_bytes: how much of prepared blocks a worker may keep.
+    requested: which output is asked for; the others are stored where it is computed.
     """
 
     kernel: str
@@ -46,6 +48,7 @@ class GramJob:
     columns: str
     samples: str
     cache_bytes: int
+    requested: int = -1
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,14 @@ def assemble(
     *,
     tile_seconds: float,
     memory_bytes: int,
+    requested: int = -1,
     progress: Progress = silent,
 ) -> list[GramReport]:
     """Compute the tiles of ``tiles`` that are not stored yet; one report for each output's store.
 
     rows, columns: paths of the feature stores. tile_seconds: expected for one tile, to size tasks.
-    memory_bytes: what one worker may hold.
+    memory_bytes: what one worker may hold. requested: the output that is asked for; a tile that its store
+    has is not computed for the sake of the others.
 
     Raises:
         StoreError: stored entries are not what the kernel computes now, or a prepared block is damaged.
@@ -121,9 +126,9 @@ def assemble(
     """
     started = time.perf_counter()
     features = FeatureStore(rows)
-    job = job_of(kernel, stores, rows, columns, memory_bytes)
-    check_stored(kernel, stores, rows, columns, _present(stores) & set(tiles))
-    reused = _present(stores) & set(tiles)
+    job = replace(job_of(kernel, stores, rows, columns, memory_bytes), requested=requested)
+    check_stored(kernel, stores, rows, columns, stores[requested].present() & set(tiles))
+    reused = stores[requested].present() & set(tiles)
     missing = set(tiles) - reused
     reports = [GramReport(str(store.path), len(tiles), reused=len(reused)) for store in stores]
     if missing:
@@ -131,8 +136,9 @@ def assemble(
         largest = largest_group(features, memory_bytes)
         group = group_size(len(missing), tile_seconds, opened.count, largest)
         progress(len(reused), len(tiles), "tiles of the Gram matrix")
-        with leases.Lease(stores[0].path, needed=len(tiles)) as lease:
-            source = SharedOut(stores, rectangles(missing, group), lease)
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(leases.Lease(store.path)) for store in stores]
+            source = SharedOut(stores[requested], rectangles(missing, group), held)
             done = set(reused)
             for _, report in tasks.run(compute_tiles, source, (job,), opened):
                 done.update(report.tiles)
@@ -150,44 +156,48 @@ def assemble(
     return reports
 
 
-def _present(stores: list[GramStore]) -> set[Tile]:
-    """Tiles that every store holds."""
-    return set.intersection(*(store.present() for store in stores))
-
-
 class SharedOut:
     """A source of rectangles that leaves alone what another living driver is computing.
 
     Tiles that another driver holds come last: taken over when it dies, passed over when it finishes them.
+    store: of the output that is asked for. held: this driver's leases on the stores of all outputs.
     """
 
-    def __init__(self, stores: list[GramStore], work: Iterable[Rectangle], lease: leases.Lease) -> None:
-        self._stores = stores
+    def __init__(self, store: GramStore, work: Iterable[Rectangle], held: Sequence[leases.Lease]) -> None:
+        self._store = store
         self._work = deque(work)
-        self._lease = lease
+        self._waiting: list[Rectangle] = []
+        self._held = held
         self._looked = 0.0
         self._theirs: set[Tile] = set()
 
     def next(self) -> Rectangle | tasks.Wait | None:
         self._look()
-        for _ in range(len(self._work)):
+        while self._work:
             rectangle = self._work.popleft()
-            left = tuple(t for t in rectangle.tiles if not all(store.has(t) for store in self._stores))
+            left = tuple(tile for tile in rectangle.tiles if not self._store.has(tile))
             if not self._theirs.isdisjoint(left):
-                self._work.append(rectangle)
+                self._waiting.append(Rectangle(left))
             elif left:
-                self._lease.add(left)
+                for lease in self._held:
+                    lease.add(left)
                 return Rectangle(left)
-        return tasks.WAIT if self._work else None
+        return tasks.WAIT if self._waiting else None
 
     def done(self, rectangle: Rectangle) -> None:
-        self._lease.remove(rectangle.tiles)
+        for lease in self._held:
+            lease.remove(rectangle.tiles)
 
     def _look(self) -> None:
-        if time.monotonic() - self._looked > 1.0:
-            held = leases.living(self._stores[0].path, besides=self._lease.path)
-            self._theirs = {tile for lease in held for tile in lease.tiles}
-            self._looked = time.monotonic()
+        """At most once a second: what others hold, and whether what they held is still to be done."""
+        if time.monotonic() - self._looked < 1.0:
+            return
+        own = {lease.path for lease in self._held}
+        others = [one for lease in self._held for one in leases.living(lease.store) if one.path not in own]
+        self._theirs = {tile for other in others for tile in other.tiles}
+        self._work.extend(self._waiting)
+        self._waiting.clear()
+        self._looked = time.monotonic()
 
 
 def job_of(kernel: Kernel, stores: list[GramStore], rows: Path, columns: Path, memory_bytes: int) -> GramJob:
@@ -231,9 +241,9 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
     path = ""
     try:
         for i, j in rectangle.tiles:
-            lacking = [k for k, store in enumerate(stores) if not store.has((i, j))]
-            if not lacking:
+            if stores[job.requested].has((i, j)):
                 continue
+            lacking = [k for k, store in enumerate(stores) if not store.has((i, j))]
             started = time.perf_counter()
             a, b = cache.block(job.rows, i, job.samples), cache.block(job.columns, j, job.samples)
             path = kernel.path(a)
@@ -257,7 +267,7 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
                     "tiles": computed,
                     "seconds": [round(s, 6) for s in seconds],
                     "path": path,
-                    "versions": {"megagram": provenance.version("megagram"), "numpy": np.__version__},
+                    "made_with": provenance.arithmetic(),
                     "peak_bytes": memory.peak_bytes(),
                 },
             )
@@ -363,6 +373,7 @@ class BlockCache:
 def forget() -> None:
     """Drop this process's prepared blocks: the solve that follows may need the memory."""
     _cache.cache_clear()
+    memory.give_back()
 
 
 @lru_cache(maxsize=1)

@@ -50,10 +50,17 @@ def unused(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def remove(entries: Sequence[Entry]) -> str:
-    """Remove stores; returns how much was freed, in words."""
-    for entry in entries:
-        shutil.rmtree(entry.path)
-    return f"{len(entries)} stores, {bytes_text(sum(entry.bytes for entry in entries))}"
+    """Remove stores; returns how much was freed, in words.
+
+    A store that somebody began to use since the entries were made is kept.
+    """
+    removed = [entry for entry in entries if not leases.living(entry.path)]
+    for entry in removed:
+        # Renamed first: no other process may find half of a store.
+        going = entry.path.with_name(f".{entry.path.name}.removed")
+        entry.path.rename(going)
+        shutil.rmtree(going)
+    return f"{len(removed)} stores, {bytes_text(sum(entry.bytes for entry in removed))}"
 
 
 def inventory_rows(entries: Sequence[Entry]) -> list[list[object]]:
@@ -80,7 +87,7 @@ def _users(root: Path) -> dict[str, set[str]]:
     for folder in sorted((root / "runs").glob("*")):
         finished = False
         for journal in journals(root, folder.name):
-            if finished and not leases.is_running(journal):
+            if finished and not journal["alive"]:
                 continue
             finished = finished or journal.get("state") == "done"
             named = [*journal.get("uses", ()), *(store["path"] for store in journal.get("stores", ()))]

@@ -13,12 +13,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from .errors import StoreError
 
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
@@ -29,17 +31,33 @@ def host() -> str:
     return socket.gethostname()
 
 
+@lru_cache(maxsize=1)
+def machine() -> str:
+    """Tells apart machines, and containers, that share a name: only here does a pid mean something."""
+    facts = [host()]
+    for fact in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with contextlib.suppress(OSError):
+            path = Path(fact)
+            facts.append(os.readlink(path) if path.is_symlink() else path.read_text().strip())
+    return " ".join(facts)
+
+
 @dataclass(frozen=True)
 class Holder:
-    """A lease as read from its file."""
+    """A lease as read from its file.
+
+    heartbeat, now: when the file was last written, and the present, both by the clock of the file system:
+    clocks of two machines may differ.
+    """
 
     path: Path
     host: str
+    machine: str
     pid: int
     process_started: float
     heartbeat: float
     tiles: frozenset[tuple[int, int]]
-    needed: int
+    now: float
 
     @property
     def holder(self) -> str:
@@ -49,19 +67,19 @@ class Holder:
     def alive(self) -> bool:
         """The heartbeat is fresh and, on this machine, the process that took the lease still runs."""
         # Two seconds: the clock that start times are counted from may be set right meanwhile.
-        if self.host == host() and abs(process_started(self.pid) - self.process_started) > 2:
+        if self.machine == machine() and abs(process_started(self.pid) - self.process_started) > 2:
             return False
-        return time.time() - self.heartbeat < EXPIRY_SECONDS
+        return self.now - self.heartbeat < EXPIRY_SECONDS
 
 
 class Lease:
     """This process's lease on a store, kept alive by a thread until it is closed."""
 
-    def __init__(self, store: Path, needed: int = 0) -> None:
+    def __init__(self, store: Path) -> None:
+        self.store = store
         self._path = store / "leases" / f"{host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self._temporary = self._path.with_suffix(".tmp")
         self._tiles: set[tuple[int, int]] = set()
-        self._needed = needed
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._write()
@@ -107,9 +125,8 @@ class Lease:
             "host": host(),
             "pid": os.getpid(),
             "process_started": process_started(os.getpid()),
-            "heartbeat": time.time(),
             "tiles": sorted(self._tiles),
-            "needed": self._needed,
+            "machine": machine(),
         }
         # A lease is advice: where it cannot be written, on a full disk, tiles say what to do about it.
         with contextlib.suppress(OSError):
@@ -121,6 +138,7 @@ class Lease:
 def holders(store: Path) -> list[Holder]:
     """Every lease on a store, living or not."""
     found = []
+    now = clock(store / "leases")
     for path in sorted((store / "leases").glob("*.json")):
         try:
             value = json.loads(path.read_text())
@@ -129,11 +147,12 @@ def holders(store: Path) -> list[Holder]:
                 Holder(
                     path,
                     value["host"],
+                    value["machine"],
                     int(value["pid"]),
                     float(value["process_started"]),
-                    float(value["heartbeat"]),
+                    path.stat().st_mtime,
                     tiles,
-                    int(value["needed"]),
+                    now,
                 )
             )
         except (OSError, ValueError, KeyError, TypeError):
@@ -168,13 +187,50 @@ def process_started(pid: int) -> float:
         return -1.0
 
 
-def is_running(value: dict[str, Any]) -> bool:
-    """Whether the process that wrote a journal (its host, pid and start time) still runs on this machine.
+def is_running(path: Path, value: dict[str, Any]) -> bool:
+    """Whether the process that writes the journal ``value`` at ``path`` still runs.
 
-    A process of another machine counts as running: its journal says ``running`` until it ends.
+    On this machine by its pid and start time, elsewhere by the age of the file, which a living run renews.
     """
     if value.get("state") != "running":
         return False
-    if value.get("host") != host():
-        return True
-    return abs(process_started(int(value["pid"])) - float(value["process_started"])) <= 2
+    if value.get("machine") == machine():
+        return abs(process_started(int(value["pid"])) - float(value["process_started"])) <= 2
+    try:
+        return clock(path.parent) - path.stat().st_mtime < EXPIRY_SECONDS
+    except OSError:
+        return False
+
+
+def clock(folder: Path) -> float:
+    """The present by the clock of the file system that holds ``folder``, by this machine's where it cannot
+    be written."""
+    probe = folder / f".clock-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+    except OSError:
+        return time.time()
+    return now
+
+
+@contextlib.contextmanager
+def exclusive(store: Path) -> Iterator[None]:
+    """Keep every other process from changing a store's shape; a lock left by a dead one is taken over.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    lock = store / "growing"
+    try:
+        lock.mkdir()
+    except FileExistsError:
+        if clock(store) - lock.stat().st_mtime < EXPIRY_SECONDS:
+            raise StoreError(f"{store}: another process takes in appended samples; try again") from None
+        os.utime(lock)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.rmdir()

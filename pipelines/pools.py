@@ -87,6 +87,11 @@ class Pools:
     def raw_shape(self) -> tuple[int, ...]:
         return tuple(self.train.X.shape[1:])
 
+    @property
+    def sets(self) -> dict[str, np.ndarray | None]:
+        """Row ids of training, validation and test set by name."""
+        return {"train": self.split.train, "validation": self.split.validation, "test": self.split.test}
+
     def y(self, rows: np.ndarray, *, test: bool = False) -> np.ndarray:
         """Labels or targets of pool rows, or of rows of the test set."""
         pool = self.test if test else self.train

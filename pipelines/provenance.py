@@ -32,6 +32,14 @@ def versions() -> dict[str, str]:
     return {package: text for package, text in found.items() if text != "not installed"}
 
 
+@lru_cache(maxsize=1)
+def arithmetic() -> str:
+    """What a tile's last bits depend on: versions, BLAS core type, processor; one line."""
+    loaded = blas()
+    library = f"{loaded.get('library')} {loaded.get('version')} {loaded.get('core_type')}"
+    return f"megagram {version('megagram')}, numpy {version('numpy')}, {library}, {cpu_name()}"
+
+
 def cpu_name() -> str:
     """The processor's name as the operating system gives it."""
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -98,6 +100,16 @@ def save_array(folder: Path, name: str, values: np.ndarray) -> None:
         (folder / f"{name}.npy").write_bytes(encoded.getbuffer())
 
 
+def link(source: Path, target: Path) -> None:
+    """One file under two names, where the file system can; else a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with disk_errors(target.parent):
+            shutil.copyfile(source, target)
+
+
 def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -111,6 +123,7 @@ class Journal:
             "experiment": name,
             "run": run,
             "host": leases.host(),
+            "machine": leases.machine(),
             "pid": os.getpid(),
             "process_started": leases.process_started(os.getpid()),
             "started": time.time(),
@@ -119,9 +132,11 @@ class Journal:
             "stores": [],
         }
         self._written = 0.0
+        self._ended = threading.Event()
         with disk_errors(root):
             self._path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
+        threading.Thread(target=self._beat, name="journal", daemon=True).start()
 
     def stage(self, name: str) -> None:
         """A stage begins."""
@@ -150,8 +165,15 @@ class Journal:
 
     def finish(self, state: str, **facts: Any) -> None:
         """The run ended: ``done`` with the report's path, or ``failed`` with the error."""
+        self._ended.set()
         self._value.update(state=state, ended=time.time(), **facts)
         self._write()
+
+    def _beat(self) -> None:
+        """Renew the file's time, by which other machines know that this run lives."""
+        while not self._ended.wait(leases.HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
 
     def _write(self) -> None:
         temporary = self._path.with_suffix(".tmp")
@@ -162,24 +184,39 @@ class Journal:
 
 
 def journals(root: Path, name: str) -> list[dict[str, Any]]:
-    """The journals of an experiment's runs, newest first."""
+    """The journals of an experiment's runs, newest first; ``alive`` tells whether the process runs."""
+    return sorted(_journals(root, name), key=lambda journal: journal["run"], reverse=True)
+
+
+def all_journals(root: Path) -> list[dict[str, Any]]:
+    """The journals of all runs under a root."""
+    return _journals(root, "*")
+
+
+def _journals(root: Path, name: str) -> list[dict[str, Any]]:
     found = []
-    for path in sorted((root / "runs" / name).glob("*.json"), reverse=True):
+    for path in sorted((root / "runs").glob(f"{name}/*.json")):
         try:
-            found.append(json.loads(path.read_text()))
-        except (OSError, ValueError):
+            journal = json.loads(path.read_text())
+            found.append({**journal, "alive": leases.is_running(path, journal)})
+        except (OSError, ValueError, TypeError):
             continue
     return found
+
+
+def unfinished(root: Path) -> list[Path]:
+    """What runs that died left behind under a root: working folders and half-written links and journals."""
+    alive = {journal["run"] for journal in all_journals(root) if journal["alive"]}
+    folders = [path for path in (root / "results").glob("*/.*") if path.name.removeprefix(".") not in alive]
+    now = leases.clock(root)
+    strays = [*folders, *(root / "runs").glob("*/*.tmp")]
+    return [path for path in strays if now - path.lstat().st_mtime > leases.EXPIRY_SECONDS]
 
 
 def tiles_used(store: Path) -> frozenset[tuple[int, int]]:
     """Tiles of a Gram store that finished runs under its root needed."""
     used: set[tuple[int, int]] = set()
-    for path in (store.parent.parent / "runs").glob("*/*.json"):
-        try:
-            journal = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
+    for journal in all_journals(store.parent.parent):
         for entry in journal["stores"] if journal.get("state") == "done" else ():
             if Path(entry["path"]).name == store.name:
                 used.update(tiles_of(entry["needed"]))

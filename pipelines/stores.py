@@ -154,13 +154,22 @@ class Store:
         """Take in appended samples: ragged chunks of the old end are dropped, arrays are resized.
 
         Raises:
-            StoreError: another living process works on this store.
+            StoreError: another living process works on this store, or has grown it otherwise.
         """
-        busy = leases.living(self.path)
-        if busy:
-            raise StoreError(
-                f"{self.path}: the data grew, but {busy[0].holder} works on this store; try later"
-            )
+        with leases.exclusive(self.path):
+            busy = leases.living(self.path)
+            if busy:
+                raise StoreError(
+                    f"{self.path}: the data grew, but {busy[0].holder} works on this store; try later"
+                )
+            self.attributes = _attributes(self.path)
+            relations = {axis.compare(old) for axis, old in zip(axes, self.axes, strict=True)}
+            if "other" in relations:
+                raise StoreError(f"{self.path}: another process took in other samples meanwhile; run again")
+            if "grown" in relations:
+                self._resize(axes)
+
+    def _resize(self, axes: Sequence[Axis]) -> None:
         for name, spec in self.attributes["arrays"].items():
             array = self.array(name)
             shape = list(array.shape)
@@ -447,8 +456,8 @@ def generations(root: Path, kind: str, description: Mapping[str, Any]) -> Iterat
     """The existing stores at the address of ``description``, oldest first."""
     name = address(description)
     numbers = [0] if (root / kind / name / "zarr.json").exists() else []
-    numbers += [int(p.parent.name[len(name) + 1 :]) for p in (root / kind).glob(f"{name}-*/zarr.json")]
-    for number in sorted(numbers):
+    suffixes = [path.parent.name[len(name) + 1 :] for path in (root / kind).glob(f"{name}-*/zarr.json")]
+    for number in sorted(numbers + [int(suffix) for suffix in suffixes if suffix.isdigit()]):
         yield _generation(root, kind, name, number)
 
 
@@ -534,20 +543,20 @@ def _open_or_create(
     arrays: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], str, list[int]]],
 ) -> Path:
     """The store of ``description`` whose samples are these; grown, or created, where needed."""
-    found = existing(root, kind, description, axes)
-    if found is not None:
-        path, relation = found
-        if relation == "grown":
-            open_store(path).grow(axes)
-        return path
-    name = address(description)
-    taken = set(generations(root, kind, description))
-    path = next(p for k in count() if (p := _generation(root, kind, name, k)) not in taken)
-    try:
-        _create(path, kind, description, axes, arrays)
-    except FileExistsError:
-        return _open_or_create(root, kind, description, axes, arrays)
-    return path
+    while True:
+        found = existing(root, kind, description, axes)
+        if found is not None:
+            path, relation = found
+            if relation == "grown":
+                open_store(path).grow(axes)
+            return path
+        name = address(description)
+        # A folder without metadata, half removed perhaps, is no store, but takes its place all the same.
+        path = next(p for k in count() if not (p := _generation(root, kind, name, k)).exists())
+        # Another process may have made the store meanwhile: then look again.
+        with suppress(FileExistsError):
+            _create(path, kind, description, axes, arrays)
+            return path
 
 
 def _create(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
+
+from .errors import may_pass
 
 T = TypeVar("T")
 RETRIES = 2
@@ -77,13 +78,6 @@ def run(
         yield from _run_on(workers, function, source, arguments)
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether trying again can help: not for errors a user must mend, nor for a full disk."""
-    if hasattr(error, "exit_code"):
-        return False
-    return isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
 def _run_here(
     function: Callable[..., Any], source: Source[T], arguments: tuple[Any, ...]
 ) -> Iterator[tuple[T, Any]]:
@@ -93,9 +87,19 @@ def _run_here(
             continue
         # As on a worker: one thread. Several spend their time waiting where products are small.
         with threadpool_limits(1, user_api="blas"):
-            result = function(task, *arguments)
+            result = _tried(function, task, arguments)
         source.done(task)
         yield task, result
+
+
+def _tried(function: Callable[..., Any], task: T, arguments: tuple[Any, ...]) -> Any:
+    for left in range(RETRIES, -1, -1):
+        try:
+            return function(task, *arguments)
+        except Exception as error:
+            if not left or not may_pass(error):
+                raise
+    raise AssertionError("unreachable")
 
 
 def _run_on(
@@ -143,9 +147,11 @@ def _run_on(
                     submit(task, tries + 1)
                 elif error is not None:
                     raise error
-                else:  # cancelled or lost with the scheduler: the check says which
+                elif tries < RETRIES:  # cancelled with its worker or scheduler: the check says which
                     workers.check()
-                    submit(task, tries)
+                    submit(task, tries + 1)
+                else:
+                    future.result()
     finally:
         if pending:
             # Tasks that have begun run on; what they write is whole and will be found.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,14 @@ class Verified:
         return dict(vars(self))
 
 
-def verify(path: Path, *, repair: bool = False) -> list[Verified]:
+def verify(
+    path: Path, *, repair: bool = False, progress: Callable[[int, int, str], None] = lambda *_: None
+) -> list[Verified]:
     """Read every chunk of a store, or of every store under a root.
 
     repair: set bad chunks aside, so that the next run computes them again, and sweep what dead writers
-    left. What a living process may be writing is not touched.
+    left. What a living process may be writing is not touched. progress: called with how many stores are
+    read, of how many.
 
     Raises:
         StoreError: there is neither a store nor a root at ``path``.
@@ -53,12 +57,13 @@ def verify(path: Path, *, repair: bool = False) -> list[Verified]:
     if not paths:
         raise StoreError(f"{path}: neither a store nor a root with stores in it")
     found = []
-    for one in paths:
+    for number, one in enumerate(paths):
+        progress(number, len(paths), "stores")
         try:
             found.append(_verify(open_store(one), repair))
         except StoreError as error:
             found.append(Verified(str(one), one.parent.name, bad=[str(error)], remark="cannot be repaired"))
-    unfinished = unfinished_paths(path)
+    unfinished = [*unfinished_paths(path), *results.unfinished(path)]
     if unfinished:
         found.append(Verified(str(path), "root", temporaries=len(unfinished)))
         if repair:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -262,9 +260,3 @@ def require_finite(alpha: np.ndarray, ridge: float) -> None:
         raise NumericalError(
             f"the coefficients at ridge {ridge:g} are not finite; verify the store, or take a larger ridge"
         )
-
-
-def peak_resident_bytes() -> int:
-    """The resident high-water mark of this process in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

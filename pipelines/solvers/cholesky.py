@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 from ..errors import NumericalError
+from ..memory import peak_bytes
 from ..operators import GramOperator
 from .base import (
     DirectSolver,
@@ -22,7 +23,6 @@ from .base import (
     extreme_eigenvalues,
     final_status,
     not_positive_definite,
-    peak_resident_bytes,
     quality_notes,
     refine,
     require_finite,
@@ -151,7 +151,7 @@ class Cholesky(DirectSolver):
             iterations=iterations,
             effective_dimension=dimension,
             seconds=perf_counter() - started + state.load_seconds / len(state.ridges),
-            peak_bytes=peak_resident_bytes(),
+            peak_bytes=peak_bytes(),
             loo=loo,
             jitter=state.jitter,
             notes=tuple(notes),

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.linalg import eigh
 
 from ..errors import ExperimentError, NumericalError
+from ..memory import peak_bytes
 from ..operators import GramOperator
 from .base import (
     DirectSolver,
@@ -20,7 +21,6 @@ from .base import (
     check_targets,
     final_status,
     not_positive_definite,
-    peak_resident_bytes,
     quality_notes,
     require_finite,
     rounding_level,
@@ -141,7 +141,7 @@ class Eigen(DirectSolver):
                 iterations=0,
                 effective_dimension=float(dimensions[k]),
                 seconds=seconds,
-                peak_bytes=peak_resident_bytes(),
+                peak_bytes=peak_bytes(),
                 loo=None if loos is None else loos[k],
                 jitter=state.jitter,
                 notes=(*state.notes, *chosen[k][1], *quality_notes(residuals[k], self.dtype)),

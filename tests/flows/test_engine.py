@@ -18,8 +18,8 @@ from prefect_servers import clean_environment, running_server
 
 from cluster.errors import ClusterLost, PreflightError
 from flows import engine
-from flows.engine import DirectEngine, PrefectEngine, is_transient, open_engine, run_flow
-from pipelines.errors import DataError, MegagramError
+from flows.engine import DirectEngine, PrefectEngine, open_engine, run_flow
+from pipelines.errors import DataError, MegagramError, may_pass
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ class KilledWorker(Exception):
         (OSError(errno.ENOSPC, "full"), False),
         (FileNotFoundError(errno.ENOENT, "absent"), False),
         (PermissionError(errno.EACCES, "refused"), False),
-        (KilledWorker(), True),
+        (KilledWorker(), False),
         (ClusterLost("gone"), True),
         (PreflightError("other code"), False),
         (DataError("row 3 is NaN"), False),
@@ -96,7 +96,7 @@ class KilledWorker(Exception):
     ],
 )
 def test_only_errors_that_may_pass_are_transient(error, transient):
-    assert is_transient(error) is transient
+    assert may_pass(error) is transient
 
 
 def test_a_flow_without_a_server_is_a_plain_call(alone):

@@ -183,7 +183,9 @@ def test_unknown_names_are_refused_with_the_nearest(
     assert nearest in text.partition("did you mean")[2]
 
 
-@pytest.mark.parametrize("key", ["name", "data", "kernel", "solve", "data.source", "data.train", "solve.ridges"])
+@pytest.mark.parametrize(
+    "key", ["name", "data", "kernel", "solve", "data.source", "data.train", "solve.ridges"]
+)
 def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
     """Protects against a file that lacks what has no default."""
     assert f"{key} is missing" in refusal(tmp_path, without(key))
@@ -272,7 +274,10 @@ def test_ridges_are_finite(tmp_path: Path, ridge: str) -> None:
         (without("data.validation"), "data.validation"),
         (changed("solve.select", "oracle", without("data.test")), "data.test"),
         (changed("solve.refit", True, changed("solve.select", "oracle")), "exclude"),
-        (changed("solve.refit", True, changed("solve.select", "loo", without("data.validation"))), "data.validation"),
+        (
+            changed("solve.refit", True, changed("solve.select", "loo", without("data.validation"))),
+            "data.validation",
+        ),
         (changed("data.X", "X.npy"), "arrays"),
         (changed("data", without("X", ARRAYS)), "data.X"),
         (changed("data", without("y", ARRAYS)), "data.y"),
@@ -372,7 +377,9 @@ def _value_between_tables(a: Any, b: Any, c: Any) -> bool:
     if not isinstance(b, dict):
         return isinstance(a, dict) and isinstance(c, dict)
     both = [x if isinstance(x, dict) else {} for x in (a, b, c)]
-    return any(k in both[1] and _value_between_tables(both[0].get(k), both[1][k], both[2].get(k)) for k in both[2])
+    return any(
+        k in both[1] and _value_between_tables(both[0].get(k), both[1][k], both[2].get(k)) for k in both[2]
+    )
 
 
 def test_variants_share_a_base(tmp_path: Path) -> None:
@@ -412,7 +419,11 @@ def test_paths_are_relative_to_the_file_that_says_them(tmp_path: Path) -> None:
     """Protects experiments started from another folder: base, heir and variant each mean their own."""
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "b.toml").write_text(toml({**BASE, "data": ARRAYS}))
-    heir = {"extends": "base/b.toml", "data": {"y": "labels.npy"}, "variants": [{"label": "v", "data": {"X": "v.npy"}}]}
+    heir = {
+        "extends": "base/b.toml",
+        "data": {"y": "labels.npy"},
+        "variants": [{"label": "v", "data": {"X": "v.npy"}}],
+    }
     (tmp_path / "e.toml").write_text(toml(heir))
     (one,) = load(tmp_path / "e.toml").experiments
     assert (one.data.X, one.data.y) == (str(tmp_path / "v.npy"), str(tmp_path / "labels.npy"))

@@ -76,10 +76,14 @@ def test_expensive_steps_are_stored_once_for_all_kernels(
     assert [n for n in applied if n > 1] == []
 
 
-def test_kernels_that_prepare_alike_share_blocks(samples: small.Samples, root: Path, tiles_of_16: int) -> None:
+def test_kernels_that_prepare_alike_share_blocks(
+    samples: small.Samples, root: Path, tiles_of_16: int
+) -> None:
     """Protects disk and time: dot-product kernels normalise alike, whatever their function is."""
     one = small.make(samples.experiment(), root).features[0]
-    other = small.make(samples.experiment(kernel={"kind": "dot-product", "kernel": "linear"}), root).features[0]
+    other = small.make(samples.experiment(kernel={"kind": "dot-product", "kernel": "linear"}), root).features[
+        0
+    ]
     assert other.store == one.store
     assert other.computed == 0
 

@@ -36,7 +36,9 @@ def dense_accuracies(
 
 
 @pytest.mark.parametrize("method", ["cholesky", "eigen"])
-@pytest.mark.parametrize("data", [{}, {"validation": {"random": 12}}, {"train": [20, 55], "validation": [3, 18]}])
+@pytest.mark.parametrize(
+    "data", [{}, {"validation": {"random": 12}}, {"train": [20, 55], "validation": [3, 18]}]
+)
 def test_validation_accuracies_equal_dense_algebra(
     samples: small.Samples, root: Path, tmp_path: Path, method: str, data: dict[str, Any]
 ) -> None:
@@ -176,7 +178,9 @@ def test_a_tile_lost_before_the_solve_is_named(samples: small.Samples, root: Pat
     fit.fit(one, made.pools, made.store, None, tmp_path / "result", method="cholesky")
 
 
-def test_eigen_in_float32_is_refused_before_the_solve(samples: small.Samples, root: Path, tmp_path: Path) -> None:
+def test_eigen_in_float32_is_refused_before_the_solve(
+    samples: small.Samples, root: Path, tmp_path: Path
+) -> None:
     """Protects a combination that would lose its accuracy: it is an error of the experiment."""
     one = samples.experiment(solve={"method": "eigen", "dtype": "float32"})
     with pytest.raises(ExperimentError, match="float"):

@@ -73,7 +73,7 @@ def golden(table: dict[str, Any]) -> dict[str, Any]:
     # To a multiple of 10^-7 of the matrix's size: digits of small values are lost to cancellation.
     steps = np.rint(values / (np.abs(K).max() * 10.0**-DIGITS)).astype(np.int64)
     return {
-        "revision": kernel._revisions(),
+        "revision": kernel.revisions(),
         "sha256": hashlib.sha256(steps.astype("<i8").tobytes()).hexdigest(),
         "first": [float(f"{value:.9g}") for value in values[:3]],
     }
@@ -83,7 +83,9 @@ def golden(table: dict[str, Any]) -> dict[str, Any]:
 def test_numbers_change_only_with_their_revision(name: str) -> None:
     """Protects stores from a mix of old and new tiles: raise ``revision`` when a kernel's numbers change."""
     expected, found = json.loads(GOLDEN.read_text())[name], golden(KERNELS[name])
-    assert found == expected, "see the top of this file: raise the kernel's revision, then write the file anew"
+    assert found == expected, (
+        "see the top of this file: raise the kernel's revision, then write the file anew"
+    )
 
 
 def test_a_changed_number_is_seen() -> None:

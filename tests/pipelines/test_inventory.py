@@ -77,7 +77,9 @@ def test_what_a_running_process_works_on_stays(samples: small.Samples, root: Pat
     long = run(samples, root, None, kernel=LINEAR)
     run(samples, root)
     assert free(root) == set()
-    stray = small.make(samples.experiment(kernel={"kind": "dot-product", "kernel": "arc-cosine", "order": 1}), root)
+    stray = small.make(
+        samples.experiment(kernel={"kind": "dot-product", "kernel": "arc-cosine", "order": 1}), root
+    )
     assert free(root) == {stray.store.path}
     with leases.Lease(stray.store.path):
         assert free(root) == set()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,11 @@ def store(tmp_path: Path) -> Path:
 
 def test_a_lease_is_seen_while_it_is_held(store: Path) -> None:
     """Protects the sharing out of work: another driver sees holder and tiles, and nothing once it is closed."""
-    with leases.Lease(store, needed=3) as lease:
+    with leases.Lease(store) as lease:
         lease.add([(0, 0), (1, 0)])
         (seen,) = leases.living(store)
         assert seen.tiles == {(0, 0), (1, 0)}
-        assert (seen.pid, seen.host, seen.needed) == (os.getpid(), leases.host(), 3)
+        assert (seen.pid, seen.host) == (os.getpid(), leases.host())
         assert f"process {os.getpid()}" in seen.holder
         assert leases.living(store, besides=lease.path) == []
         lease.remove([(0, 0)])
@@ -48,23 +49,25 @@ def test_the_heartbeat_keeps_a_lease_alive(store: Path, monkeypatch: pytest.Monk
             time.sleep(0.01)
 
 
-def _change(path: Path, **values: object) -> None:
+def _change(path: Path, age: float = 0.0, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    written = path.stat().st_mtime - age
+    os.utime(path, (written, written))
 
 
 @pytest.mark.parametrize(
     ("changes", "alive"),
     [
         ({}, True),
-        ({"heartbeat": 0.0}, False),
+        ({"age": 90.0}, False),
         ({"process_started": 12345.0}, False),
         ({"pid": 2**22 + 1}, False),
-        ({"host": "elsewhere", "pid": 2**22 + 1}, True),
-        ({"host": "elsewhere", "heartbeat": 0.0}, False),
+        ({"machine": "elsewhere", "pid": 2**22 + 1}, True),
+        ({"machine": "elsewhere", "age": 90.0}, False),
     ],
     ids=["own", "silent", "number reused", "no such process", "other host", "other host, silent"],
 )
-def test_who_is_alive(store: Path, changes: dict[str, object], alive: bool) -> None:
+def test_who_is_alive(store: Path, changes: dict[str, Any], alive: bool) -> None:
     """Protects takeover: dead processes, reused process numbers and silent hosts hold nothing."""
     with leases.Lease(store) as lease:
         _change(lease.path, **changes)
@@ -112,16 +115,22 @@ def test_a_lease_that_cannot_be_written_is_no_error(store: Path) -> None:
     assert leases.living(store) == []
 
 
-def test_a_journal_runs_while_its_process_does() -> None:
+def test_a_journal_runs_while_its_process_does(tmp_path: Path) -> None:
     """Protects ``megagram status``: a run whose process is gone does not count as running."""
     value = {
         "state": "running",
-        "host": leases.host(),
+        "machine": leases.machine(),
         "pid": os.getpid(),
         "process_started": leases.process_started(os.getpid()),
     }
-    assert leases.is_running(value)
-    assert not leases.is_running({**value, "state": "done"})
-    assert not leases.is_running({**value, "process_started": 1.0})
-    assert not leases.is_running({**value, "pid": 2**22 + 1})
-    assert leases.is_running({**value, "host": "elsewhere", "pid": 2**22 + 1})
+    journal = tmp_path / "journal.json"
+    journal.touch()
+    assert leases.is_running(journal, value)
+    assert not leases.is_running(journal, {**value, "state": "done"})
+    assert not leases.is_running(journal, {**value, "process_started": 1.0})
+    assert not leases.is_running(journal, {**value, "pid": 2**22 + 1})
+    assert leases.is_running(journal, {**value, "machine": "elsewhere", "pid": 2**22 + 1})
+    os.utime(journal, (1.0, 1.0))
+    assert not leases.is_running(journal, {**value, "machine": "elsewhere"}), (
+        "silent for longer than a run is"
+    )

@@ -47,7 +47,7 @@ def test_no_container_or_one_without_a_limit(tmp_path: Path, monkeypatch: pytest
 def test_the_peak_is_of_this_process_alone() -> None:
     """Protects figures of small workers started by a large driver: they do not inherit its peak."""
     big = bytearray(300 * 2**20)
-    big[:: 4096] = b"x" * len(big[::4096])
+    big[::4096] = b"x" * len(big[::4096])
     assert memory.peak_bytes() > len(big)
     code = "from pipelines import memory; print(memory.peak_bytes())"
     own = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -52,7 +52,9 @@ def test_what_is_planned_is_what_is_computed(
         assert after.tiles_missing == 0
         assert after.disk_bytes == 0
         assert (after.cost.operations, after.gram_seconds) == (0, 0)
-        assert {m.role: m.stores[-1] for m in after.matrices} == {r: s[-1].path for r, s in made.stores.items()}
+        assert {m.role: m.stores[-1] for m in after.matrices} == {
+            r: s[-1].path for r, s in made.stores.items()
+        }
         assert [m.present for m in after.matrices] == [m.needed for m in after.matrices]
 
 
@@ -116,7 +118,9 @@ def test_too_little_memory_for_the_solve_says_what_would_fit(
     assert caught.value.exit_code == 4
     # A method that fits is named, and does.
     assert "float32" in str(caught.value)
-    planned(samples.experiment(data={"train": 60}, solve={"method": "cholesky", "dtype": "float32"}), root).check()
+    planned(
+        samples.experiment(data={"train": 60}, solve={"method": "cholesky", "dtype": "float32"}), root
+    ).check()
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     with pytest.raises(DoesNotFit, match="fewer training samples"):
         planned(one, root).check()

@@ -72,7 +72,11 @@ def test_a_test_set_of_its_own_is_counted_by_itself() -> None:
         ({"train": 10, "test": 20}, None, r"no test set of its own; .* \[80, 100\]"),
         ({"train": 60, "validation": 41}, None, "data.train and data.validation overlap in 1 rows"),
         ({"train": 60, "test": [59, 70]}, None, r"data.train and data.test overlap in 1 rows \(59 to 59"),
-        ({"train": 10, "validation": [85, 95], "test": [80, 100]}, None, "validation and data.test overlap in 10"),
+        (
+            {"train": 10, "validation": [85, 95], "test": [80, 100]},
+            None,
+            "validation and data.test overlap in 10",
+        ),
         ({"train": 10, "validation": {"random": 10}}, None, "none would be left"),
     ],
 )
@@ -148,9 +152,7 @@ def test_both_layouts_hold_the_same_samples_and_numbers(
 
 def test_fitted_steps_keep_the_order_that_was_asked_for(samples: small.Samples, tiles_of_16: int) -> None:
     """Protects ``fit_on``: it counts rows of the stated order, whatever layout would be cheapest."""
-    made = resolved(
-        samples, order={"permutation": 7}, train=60, validation=12, preprocess=["standardise"]
-    )
+    made = resolved(samples, order={"permutation": 7}, train=60, validation=12, preprocess=["standardise"])
     assert made.permutation == 7
     assert made.preprocessing.describe()[0]["fit_on"] in ([0, 60], (0, 60))
     X, _ = samples.arrays(72)

@@ -56,7 +56,12 @@ class Matrices:
                 "validation": 10,
                 "test": 20,
             },
-            "kernel": {"kind": "precomputed", "gram": self.path("gram"), "cross": self.path("cross"), **kernel},
+            "kernel": {
+                "kind": "precomputed",
+                "gram": self.path("gram"),
+                "cross": self.path("cross"),
+                **kernel,
+            },
             "gram": {"dtype": "float64"},
             "solve": {"ridges": [1e-1, 1e-2]},
         }
@@ -130,8 +135,12 @@ def test_blocks_of_scattered_rows(matrices: Matrices) -> None:
     np.testing.assert_array_equal(
         kernel.pair(block(1, 5, 39), block(0, 2)), matrices.K[np.ix_([1, 5, 39], [0, 2])]
     )
-    np.testing.assert_array_equal(kernel.pair(block(41, 59), block(3, 4)), matrices.K[np.ix_([41, 59], [3, 4])])
-    np.testing.assert_array_equal(kernel.pair(block(3, 4), block(41, 59)), matrices.K[np.ix_([3, 4], [41, 59])])
+    np.testing.assert_array_equal(
+        kernel.pair(block(41, 59), block(3, 4)), matrices.K[np.ix_([41, 59], [3, 4])]
+    )
+    np.testing.assert_array_equal(
+        kernel.pair(block(3, 4), block(41, 59)), matrices.K[np.ix_([3, 4], [41, 59])]
+    )
     np.testing.assert_array_equal(kernel.diag(block(0, 7)), matrices.K[[0, 7], [0, 7]])
     with pytest.raises(DataError, match="no entries between two test samples"):
         kernel.pair(block(41), block(42))

@@ -282,7 +282,9 @@ def test_growing_one_side_of_a_rectangular_store(root: Path) -> None:
     """Protects test sets that grow: columns keep their tiles, ragged rows go."""
 
     def opened(n: int, m: int) -> GramStore:
-        return GramStore.open_or_create(root, {"k": 1}, [axis_of(data(n, 1)), axis_of(data(m))], "float64", SIDE)
+        return GramStore.open_or_create(
+            root, {"k": 1}, [axis_of(data(n, 1)), axis_of(data(m))], "float64", SIDE
+        )
 
     fill(opened(6, 8))
     assert opened(9, 8).present() == {(0, 0), (0, 1)}
@@ -362,7 +364,10 @@ def test_one_sample_appended_changes_the_pool(root: Path) -> None:
     X = data(10)
     before = gram_store(root).path
     for changed in (X.astype("f4"), np.where(np.arange(10)[:, None] == 9, 0, X), X[::-1]):
-        assert GramStore.open_or_create(root, {"kernel": "k"}, [axis_of(changed)], "float64", SIDE).path != before
+        assert (
+            GramStore.open_or_create(root, {"kernel": "k"}, [axis_of(changed)], "float64", SIDE).path
+            != before
+        )
 
 
 # Descriptions, formats, metadata.
@@ -380,7 +385,9 @@ def test_addresses_tell_descriptions_apart(root: Path) -> None:
     assert len(made) == 12
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"attributes": {}}', '{"attributes": {"megagram": "gram"}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"attributes": {}}', '{"attributes": {"megagram": "gram"}}']
+)
 def test_a_damaged_store_is_a_clear_error(root: Path, text: str) -> None:
     """Protects against tracebacks: whatever zarr.json holds, the error names the store."""
     store = gram_store(root)

@@ -113,7 +113,12 @@ def test_failures_that_may_pass_are_tried_again(client: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "error",
-    [StoreError("wrong"), DiskFull("full"), ValueError("bug"), OSError(errno.ENOSPC, "No space left on device")],
+    [
+        StoreError("wrong"),
+        DiskFull("full"),
+        ValueError("bug"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_failures_that_stay_are_raised_at_once(

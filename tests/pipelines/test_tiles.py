@@ -89,9 +89,7 @@ def test_a_resumed_run_cuts_tasks_on_the_same_grid() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.integers(0, 10**6), st.floats(0, 1e4, allow_nan=False), st.integers(0, 64), st.integers(1, 50)
-)
+@given(st.integers(0, 10**6), st.floats(0, 1e4, allow_nan=False), st.integers(0, 64), st.integers(1, 50))
 def test_group_size_is_bounded(tiles: int, seconds: float, workers: int, largest: int) -> None:
     """Protects memory and fairness: at least one tile, never beyond memory, at least four tasks a worker."""
     side = group_size(tiles, seconds, workers, largest)

@@ -65,7 +65,9 @@ def test_every_fault_is_named(store: GramStore, root: Path, whole_root: bool) ->
         assert line.startswith(f"{store.path}: tile {tile}: {fault}")
     assert found.missing == [f"{store.path}: tile 2/1: missing"]
     assert found.chunks == 11
-    assert store.present() == {(0, 0), (1, 0), (1, 1), (2, 0), (2, 2)} | {(i, j) for i in (3, 4) for j in range(3)}
+    assert store.present() == {(0, 0), (1, 0), (1, 1), (2, 0), (2, 2)} | {
+        (i, j) for i in (3, 4) for j in range(3)
+    }
 
 
 def test_repair_discards_the_bad_and_the_next_run_computes_exactly_those(
@@ -84,7 +86,9 @@ def test_repair_discards_the_bad_and_the_next_run_computes_exactly_those(
     assert not any(v.bad or v.missing for v in verify(root))
 
 
-def test_prepared_blocks_and_pools_are_verified_too(store: GramStore, samples: small.Samples, root: Path) -> None:
+def test_prepared_blocks_and_pools_are_verified_too(
+    store: GramStore, samples: small.Samples, root: Path
+) -> None:
     """Protects what tiles are made from: named by array and chunk, mended by the next run."""
     for kind, name in (("pools", "X"), ("features", "unit")):
         (chunk,) = list(root.glob(f"{kind}/*/{name}/c/0/0"))

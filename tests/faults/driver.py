@@ -1,0 +1,61 @@
+"""The command line with small tiles: ``python driver.py SIDE [--no-check] [--delay SECONDS] ARGUMENTS...``
+
+--no-check: what the plan would refuse is tried all the same. --delay: each tile takes so much longer, in this
+process and in its workers, so that there is a middle to be killed in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+
+DELAY = "TEST_TILE_DELAY"
+
+
+def slow_down() -> None:
+    """Make every tile of this process take longer, where the environment says so."""
+    if DELAY not in os.environ:
+        return
+    from pipelines.stores import GramStore
+
+    write = GramStore.write_tile
+
+    def slowly(self, tile, block):
+        time.sleep(float(os.environ[DELAY]))
+        return write(self, tile, block)
+
+    setattr(GramStore, "write_tile", slowly)  # noqa: B010
+
+
+def main() -> None:
+    side, *arguments = sys.argv[1:]
+    from cluster.worker import set_blas_environment
+
+    set_blas_environment()
+    import small
+
+    small.use_tile_side(int(side), setattr)
+    if arguments[0] == "--no-check":
+        from pipelines.plan import Plan
+
+        arguments = arguments[1:]
+        setattr(Plan, "check", lambda self: None)  # noqa: B010
+    if arguments[0] == "--delay":
+        os.environ[DELAY], arguments = arguments[1], arguments[2:]
+        slow_down()
+    from flows import cli
+
+    sys.argv = ["megagram", *arguments]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
+elif __name__ == "__mp_main__":
+    # A worker: processes that are spawned import the main module of the one that started them.
+    slow_down()

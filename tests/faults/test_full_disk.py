@@ -1,0 +1,84 @@
+"""A disk that fills up in the middle: one clear line, nothing lost, and the same command goes on when there is room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from drivers import TILES, Driver, tile_files
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own in memory, 1 MiB large."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root on Linux")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Fill the disk up to ``leave`` bytes."""
+    ballast = disk / "ballast"
+    free = os.statvfs(disk)
+    ballast.write_bytes(bytes(max(free.f_bavail * free.f_frsize - leave, 0)))
+    return ballast
+
+
+@pytest.mark.parametrize("cluster", ["serial", pytest.param("local", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("leave", [90_000, pytest.param(30_000, marks=pytest.mark.slow), pytest.param(8192, marks=pytest.mark.slow)])  # fmt: skip
+def test_a_full_disk_stops_a_run_and_loses_nothing(
+    driver: Driver, tmp_path: Path, small_disk: Path, leave: int, cluster: str
+) -> None:
+    """Protects what is stored from a full disk: exit code 8, one line, whole tiles; room made, the run goes on."""
+    whole, root = tmp_path / "whole", small_disk / "root"
+    driver.facts(whole)
+    ballast = fill(small_disk, leave)
+    arguments = driver.command(root, "--cluster", cluster)
+    _, err = driver.run(*arguments, before=("--no-check",), code=8)
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("megagram: error: no space left for ")
+    assert "make room" in last
+    assert "Traceback" not in err
+    kept = tile_files(root)
+    expected = tile_files(whole)
+    assert len(kept) < TILES
+    assert all(expected[name] == content for name, content in kept.items())
+    # As it is, the plan refuses before any work.
+    if leave > 30_000:
+        _, err = driver.run(*arguments, code=4)
+        assert "the stores need" in err
+    ballast.unlink()
+    again = driver.facts(root, "--cluster", cluster)
+    assert again["tiles_computed"] == TILES - len(kept)
+    assert tile_files(root) == expected
+    driver.run("verify", str(root))
+
+
+def test_a_dense_matrix_that_does_not_fit_is_an_error_not_a_death(
+    driver: Driver, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects ``megagram gram``: a full disk under a mapped file would kill the process without a word."""
+    import numpy as np
+
+    from flows.arrays import _dense
+    from pipelines.errors import DiskFull
+    from pipelines.stores import disk_errors
+
+    class Store:
+        dtype, side = "float64", 128
+
+    with pytest.raises(DiskFull), disk_errors(small_disk):
+        dense = _dense(small_disk / "K.npy", (600, 600), Store())  # type: ignore[arg-type]
+        dense[:] = np.ones((600, 600))

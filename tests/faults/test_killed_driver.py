@@ -1,0 +1,100 @@
+"""A driver that is killed: the same command again finishes the work and computes only what was in flight."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from drivers import TILES, Driver, tile_files, tiles_computed, wait_for
+
+from pipelines import leases, results
+from pipelines.stores import GramStore
+
+SLOW = ("--delay", "0.03")
+
+
+def test_a_killed_driver_loses_only_what_was_in_flight(driver: Driver, tmp_path: Path) -> None:
+    """Protects hours of work: killed in the middle, run again, the bits are those of an undisturbed run."""
+    whole, root = tmp_path / "whole", tmp_path / "root"
+    undisturbed = driver.facts(whole)
+    assert undisturbed["tiles_computed"] == TILES
+    process = driver.start(*driver.command(root), before=SLOW)
+    wait_for(lambda: len(tile_files(root)) >= 8, process)
+    driver.kill(process)
+    (journal,) = results.journals(root, "small")
+    assert journal["state"] == "running"
+    assert not journal["alive"]
+    left = tile_files(root)
+    assert 8 <= len(left) < TILES
+    again = driver.facts(root)
+    assert again["tiles_computed"] == TILES - len(left)
+    assert again["tiles_reused"] == len(left)
+    assert {k: again[k] for k in ("ridge", "validation_accuracy")} == {
+        k: undisturbed[k] for k in ("ridge", "validation_accuracy")
+    }
+    assert tile_files(root) == tile_files(whole)
+    assert len(set(tiles_computed(again["store"]))) == TILES
+    assert leases.living(Path(again["store"])) == []
+    # What the killed driver left behind is found and swept, and nothing else.
+    driver.run("verify", str(root), "--repair")
+    assert tile_files(root) == tile_files(whole)
+    assert leases.holders(Path(again["store"])) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_driver_keeps_what_it_stored(
+    driver: Driver, root: Path, number: signal.Signals
+) -> None:
+    """Protects Ctrl-C and a batch system's notice: no traceback, no lease left, the next run goes on."""
+    process = driver.start(*driver.command(root), before=SLOW)
+    wait_for(lambda: len(tile_files(root)) >= 4, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "Traceback" not in err
+    left = len(tile_files(root))
+    again = driver.facts(root)
+    assert (again["tiles_computed"], again["tiles_reused"]) == (TILES - left, left)
+    (path,) = (root / "gram").iterdir()
+    if number == signal.SIGINT:
+        assert leases.holders(path) == []
+
+
+@pytest.mark.slow
+def test_a_driver_killed_again_and_again_gets_there(driver: Driver, tmp_path: Path) -> None:
+    """Protects any moment: killed after every few tiles, also while it starts, each run adds to the last."""
+    whole, root = tmp_path / "whole", tmp_path / "root"
+    driver.facts(whole)
+    before = -1
+    while len(tile_files(root)) < TILES:
+        goal = min(len(tile_files(root)) + 7, TILES)
+        process = driver.start(*driver.command(root), before=SLOW)
+        wait_for(lambda goal=goal: len(tile_files(root)) >= goal, process)  # type: ignore[misc]
+        driver.kill(process)
+        assert len(tile_files(root)) > before
+        before = len(tile_files(root))
+    assert driver.facts(root)["tiles_computed"] == 0
+    assert tile_files(root) == tile_files(whole)
+    # A tile that was in flight at a kill may be computed twice, no other one.
+    (store,) = (root / "gram").iterdir()
+    assert len(tiles_computed(str(store))) <= TILES + 7
+    assert not [p for p in GramStore(store).path.glob("damaged/*")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["data", "features", "gram", "solve"])
+def test_a_driver_killed_in_any_stage_is_resumed(driver: Driver, tmp_path: Path, stage: str) -> None:
+    """Protects every stage: whatever was begun when the process died, the result is the same."""
+    whole, root = tmp_path / "whole", tmp_path / "root"
+    expected = driver.facts(whole)
+    process = driver.start(*driver.command(root), before=SLOW)
+
+    def reached() -> bool:
+        return any(s["name"] == stage for j in results.journals(root, "small") for s in j["stages"])
+
+    wait_for(reached)
+    driver.kill(process)
+    again = driver.facts(root)
+    assert again["validation_accuracy"] == expected["validation_accuracy"]
+    assert tile_files(root) == tile_files(whole)
