@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .arrays import Array, namespace, to_device, to_host
+from .arrays import Array, namespace, to_device
 
 
 class KernelError(ValueError):
@@ -79,9 +79,6 @@ class Prepared:
     def on_device(self) -> Prepared:
         """The same block with its arrays on the current GPU."""
         return replace(self, arrays={name: to_device(a) for name, a in self.arrays.items()})
-
-    def on_host(self) -> Prepared:
-        return replace(self, arrays={name: to_host(a) for name, a in self.arrays.items()})
 
     def part(self, prefix: str) -> Prepared:
         """The arrays whose names begin with ``prefix/``, without it (used by sums and products)."""

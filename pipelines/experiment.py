@@ -13,7 +13,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -189,7 +189,8 @@ class Experiment(Table):
 
     @property
     def uses_precomputed(self) -> bool:
-        return '"precomputed"' in json.dumps(self.kernel)
+        """Whether the kernel, or a term of it, is read from files: then samples are indices."""
+        return next(precomputed_tables(self.kernel), None) is not None
 
     @functools.cached_property
     def kernel_object(self) -> Kernel:
@@ -296,9 +297,29 @@ def read_kernel(path: Path) -> Kernel:
     table = table["kernel"] if isinstance(table.get("kernel"), dict) else table
     _absolute_kernel_paths(table, path.parent)
     try:
-        return from_description(table)
+        kernel = from_description(table)
     except KernelError as error:
         raise ExperimentError(f"{path}: {error}") from None
+    return _single(kernel, path)
+
+
+def precomputed_tables(kernel: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The tables of precomputed matrices in a kernel's table, those of its terms included."""
+    if kernel.get("kind") == "precomputed":
+        yield kernel
+    for term in [*kernel.get("terms", ()), kernel.get("term")]:
+        if isinstance(term, Mapping):
+            yield from precomputed_tables(term)
+
+
+def _single(kernel: Kernel, path: Path) -> Kernel:
+    """Raise ExperimentError for a kernel of several outputs, which is how a run computes RF beside NTK."""
+    if len(kernel.outputs) > 1:
+        raise ExperimentError(
+            f"{path}: kernel: a description with two outputs is for internal use; ask for rf or ntk"
+            " (tangent = true), of which an NTK's run stores both unless gram.joint = false"
+        )
+    return kernel
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -409,7 +430,7 @@ def _override(table: dict[str, Any], text: str, *, only_present: bool = False) -
 def _experiment(table: Mapping[str, Any], path: Path) -> Experiment:
     try:
         experiment = Experiment.model_validate(table)
-        experiment.kernel_object  # noqa: B018  (checks the kernel's table)
+        _single(experiment.kernel_object, path)
     except ValidationError as error:
         raise ExperimentError(f"{path}: {explain(error, Experiment)}") from None
     except KernelError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import time
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Sequence
@@ -53,13 +54,11 @@ class GramJob:
 
 @dataclass(frozen=True)
 class TileReport:
-    """What a task did. seconds: of each tile computed, by ``i/j``; path: what computed them."""
+    """What a task did. tiles: it was asked for; computed: of them, with their seconds."""
 
     tiles: tuple[Tile, ...]
     computed: tuple[Tile, ...]
     seconds: tuple[float, ...]
-    path: str
-    worker: str
     peak_bytes: int
 
 
@@ -176,25 +175,39 @@ class SharedOut:
         while self._work:
             rectangle = self._work.popleft()
             left = tuple(tile for tile in rectangle.tiles if not self._store.has(tile))
-            if not self._theirs.isdisjoint(left):
-                self._waiting.append(Rectangle(left))
-            elif left:
-                for lease in self._held:
-                    lease.add(left)
+            if left and self._claim(left):
                 return Rectangle(left)
+            if left:
+                self._waiting.append(Rectangle(left))
+                # Two drivers that began together would go on to meet at every task.
+                self._work.rotate(random.randrange(len(self._work) + 1))
         return tasks.WAIT if self._waiting else None
 
     def done(self, rectangle: Rectangle) -> None:
         for lease in self._held:
             lease.remove(rectangle.tiles)
 
+    def _claim(self, tiles: tuple[Tile, ...]) -> bool:
+        """Lease tiles, unless another driver did: looked at once more after the lease can be seen."""
+        if not self._theirs.isdisjoint(tiles):
+            return False
+        for lease in self._held:
+            lease.add(tiles)
+        self._look()
+        if self._theirs.isdisjoint(tiles):
+            return True
+        for lease in self._held:
+            lease.remove(tiles)
+            lease.add(())
+        return False
+
     def _look(self) -> None:
-        """At most once a second: what others hold, and whether what they held is still to be done."""
-        if time.monotonic() - self._looked < 1.0:
-            return
+        """What others hold and, at most once a second, whether what they held is still to be done."""
         own = {lease.path for lease in self._held}
         others = [one for lease in self._held for one in leases.living(lease.store) if one.path not in own]
         self._theirs = {tile for other in others for tile in other.tiles}
+        if time.monotonic() - self._looked < 1.0:
+            return
         self._work.extend(self._waiting)
         self._waiting.clear()
         self._looked = time.monotonic()
@@ -271,8 +284,7 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
                     "peak_bytes": memory.peak_bytes(),
                 },
             )
-    worker = f"{leases.host()}:{os.getpid()}"
-    return TileReport(rectangle.tiles, tuple(computed), tuple(seconds), path, worker, memory.peak_bytes())
+    return TileReport(rectangle.tiles, tuple(computed), tuple(seconds), memory.peak_bytes())
 
 
 def check_stored(

@@ -30,7 +30,8 @@ CALIBRATION_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Speed:
-    """This machine, one core: entries of the matrix per second, and float64 operations per second."""
+    """This machine: entries of the matrix per second of one core, float64 operations per second of a
+    product with the threads that a solve may use."""
 
     entries: float
     operations: float
@@ -251,12 +252,12 @@ def calibrate(
             if taken > seconds / 4 or size >= largest:
                 break
             size = min(size * 2, largest)
-        n = 768
-        A = np.ones((n, n))
-        A @ A
-        began = time.perf_counter()
-        A @ A
-        operations = 2 * n**3 / (time.perf_counter() - began)
+    n = 1024
+    A = np.ones((n, n))
+    A @ A
+    began = time.perf_counter()
+    A @ A
+    operations = 2 * n**3 / (time.perf_counter() - began)
     return Speed(size * size / max(taken, 1e-9), operations)
 
 
@@ -346,7 +347,7 @@ def _method(experiment: Experiment, n: int, memory_bytes: int) -> tuple[str, str
 
 
 def _solve_seconds(experiment: Experiment, n: int, method: str, speed: Speed) -> float:
-    """Factorisations at the speed of a matrix product on one core, which LAPACK comes near at large n."""
+    """Factorisations at the speed of a matrix product, which LAPACK comes near at large n."""
     factor = n**3 / 3 / speed.operations
     loo = experiment.solve.select == "loo"
     count = solvers.EIGEN_COST if method == "eigen" else len(experiment.solve.ridges) * (2 if loo else 1)

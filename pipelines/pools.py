@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +13,10 @@ import numpy as np
 from . import datasets
 from .array_files import open_array
 from .errors import DataError, ExperimentError
-from .experiment import Data, Experiment, RandomRows
+from .experiment import Data, Experiment, RandomRows, precomputed_tables
 from .preprocessing import Preprocessing
 from .stores import Axis
 from .tiles import Grid
-
-DIGEST_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,8 @@ class Pools:
     def preprocessing_description(self) -> dict[str, Any]:
         """The steps and, for fitted ones, the digest of what they were fitted on."""
         steps = self.preprocessing.describe()
-        fitted = [
-            hashlib.sha256(np.ascontiguousarray(self.train.X[slice(*step["fit_on"])]).tobytes()).hexdigest()
-            for step in steps
-            if "fit_on" in step
+        fitted: list[Any] = [
+            datasets.block_digests(self.train.X[slice(*step["fit_on"])]) for step in steps if "fit_on" in step
         ]
         return {"steps": steps, "scale": self.dataset.scale, "fitted_on": fitted}
 
@@ -100,10 +95,8 @@ class Pools:
         return pool.y[rows]
 
 
-def resolve(experiment: Experiment, tile_side: int | None = None) -> Pools:
+def resolve(experiment: Experiment) -> Pools:
     """Load, check, order and split the data of an experiment.
-
-    tile_side: of the experiment's kernel; it decides how a permuted order is laid out (see ``_layout``).
 
     Raises:
         DataError: data missing, damaged or of wrong values.
@@ -111,7 +104,7 @@ def resolve(experiment: Experiment, tile_side: int | None = None) -> Pools:
     """
     data = experiment.data
     kernel = experiment.kernel_object
-    side = tile_side or kernel.tile_side(experiment.gram.dtype)
+    side = kernel.tile_side(experiment.gram.dtype)
     dataset = _load(experiment)
     if dataset.train.y is None:
         raise DataError(f"{dataset.source} is unlabelled: give data.y, one label or target per sample")
@@ -159,7 +152,7 @@ def axis_of(X: np.ndarray) -> Axis:
     """The axis of the samples X (n, ...)."""
 
     def prefix(rows: int) -> tuple[str, ...]:
-        return tuple(datasets.block_digests(X[:rows], DIGEST_ROWS))
+        return tuple(datasets.block_digests(X[:rows]))
 
     return Axis(len(X), prefix(len(X)), prefix)
 
@@ -177,7 +170,7 @@ def _load(experiment: Experiment) -> datasets.Dataset:
 
 def _indices(experiment: Experiment, paths: dict[str, str]) -> datasets.Dataset:
     """Samples of a precomputed kernel: their indices. Labels come from ``y`` and, for ``cross``, ``y_test``."""
-    table = experiment.kernel
+    table = next(precomputed_tables(experiment.kernel))
     n = int(open_array(table["gram"], ["K"]).shape[0])
     y, labels = datasets.read_labels(paths["y"], "y", task=experiment.task)
     train = datasets.Pool("arrays", np.arange(n, dtype=np.float64)[:, None], y, labels)

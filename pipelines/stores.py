@@ -236,10 +236,6 @@ class PoolStore(Store):
     def rows(self) -> int:
         return int(self.axes[0]["rows"])
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return tuple(self.array("X").shape[1:])
-
     def samples(self, start: int, stop: int) -> np.ndarray:
         """Raw samples [start, stop), (stop - start, ...), every chunk's checksum verified."""
         parts = []

@@ -58,10 +58,6 @@ class Rectangle:
         """The row blocks and the column blocks whose samples the task needs."""
         return tuple(sorted({i for i, _ in self.tiles})), tuple(sorted({j for _, j in self.tiles}))
 
-    def __str__(self) -> str:
-        i, j = self.blocks
-        return f"tiles {i[0]}..{i[-1]} x {j[0]}..{j[-1]}"
-
 
 def rectangles(tiles: Collection[Tile], group: int) -> list[Rectangle]:
     """Cover ``tiles`` by squares of ``group`` x ``group`` tiles on a fixed grid, row by row."""

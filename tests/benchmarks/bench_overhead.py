@@ -1,7 +1,8 @@
 """What the command adds to its bare stages: ``megagram run quickstart`` from a shell, end to end.
 
 Bare stages are those that the run's journal lists with their seconds, the cluster's start among them; all
-else of the command's wall time, from the interpreter's start to its end, is overhead. Once with no Prefect server, once against a running one.
+else of the command's wall time, from the interpreter's start to its end, is overhead. Once with no Prefect
+server, once against a running one.
 """
 
 from __future__ import annotations

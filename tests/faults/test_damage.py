@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
 from drivers import TILES, Driver, tile_files
 
-from pipelines import plan, pools
-from pipelines.experiment import load
 from pipelines.stores import GramStore
 
 
@@ -40,7 +37,7 @@ def test_damage_is_named_by_verify_discarded_by_repair_and_mended_by_a_run(
     before = tile_files(root)
     files = spoil(root)
     out, _ = driver.run("verify", str(root), "--json", code=5)
-    found = [one for one in json.loads(out.splitlines()[-1]) if one["kind"] == "gram"][0]
+    (found,) = [one for one in json.loads(out.splitlines()[-1]) if one["kind"] == "gram"]
     assert [line.split(": ")[1] for line in found["bad"]] == ["tile 5/2", "tile 6/6", "tile 7/0"]
     assert [line.split(": ")[1] for line in found["missing"]] == ["tile 3/1"]
     driver.run("verify", str(root), "--repair")
@@ -58,13 +55,14 @@ def test_tiles_found_damaged_by_the_solve_are_computed_again(
     """Protects a run from damage that nobody looked for: it mends the store and says so."""
     driver.facts(root)
     before = tile_files(root)
-    for name in sorted(before)[20:23]:
+    spoilt = sorted(before)[15:20]
+    for name in spoilt:
         (root / name).write_bytes(damage(before[name]))
     out, err = driver.run(*driver.command(root, "--set", "solve.ridges=[0.25]"), "--json")
     facts = json.loads(out.splitlines()[-1])
-    assert (facts["tiles_computed"], facts["tiles_reused"]) == (3, TILES - 3)
+    assert (facts["tiles_computed"], facts["tiles_reused"]) == (5, TILES - 5)
     assert "was damaged" in err
-    assert "computing it again" in err
+    assert "5 damaged or missing chunks are computed again" in err
     assert tile_files(root) == before
 
 
@@ -98,7 +96,6 @@ def test_a_tile_of_another_matrix_is_refused(driver: Driver, root: Path) -> None
 def test_any_byte_of_any_file_may_be_flipped(driver: Driver, root: Path, rng: np.random.Generator) -> None:
     """Protects readers: one flipped byte anywhere under a root ends in the right result or in one clear line."""
     expected = driver.facts(root)
-    matrix = small.Samples(driver.folder / "data")
     whole = {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and not p.is_symlink()}
     files = [p for p in sorted(whole) if p.parent.parent.parent.name != "results" and whole[p]]
     for _ in range(12):
@@ -116,7 +113,3 @@ def test_any_byte_of_any_file_may_be_flipped(driver: Driver, root: Path, rng: np
             assert process.returncode in (2, 3, 5, 6), (path, err)
             assert "unexpected" not in err, (path, err)
         path.write_bytes(whole[path])
-    assert load(driver.folder / "e.toml").experiments[0].name == "small"
-    assert plan is not None
-    assert pools is not None
-    assert matrix.n == 0

@@ -74,10 +74,10 @@ def test_a_worker_out_of_memory_ends_in_one_clear_error(driver: Driver, root: Pa
     """Protects from a task that kills worker after worker: memory is named, exit code 7, stored tiles stay."""
     driver.facts(root)
     before = tile_files(root)
-    driver.side = 3000
+    driver.side = 6000
     profile = driver.folder / "narrow.toml"
-    # Enough for an idle worker, not for a tile of 3,000 samples, which is written whole, and its copies.
-    profile.write_text('kind = "local"\nworkers = 1\nmemory = "270MiB"\n')
+    # Enough for an idle worker, not for a tile of 6,000 samples, which is written whole, and its copies.
+    profile.write_text('kind = "local"\nworkers = 1\nmemory = "330MiB"\n')
     arguments = driver.command(root, "--cluster", str(profile))
     _, err = driver.run(*arguments, before=("--no-check",), code=7)
     last = err.strip().splitlines()[-1]

@@ -7,10 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
+
+from kernels.convolutional import Convolutional, Layer
 
 EXPERIMENT = """
 name = "small"
@@ -27,6 +31,9 @@ depth = 2
 [solve]
 ridges = [0.1, 0.001]
 """
+
+RELU_TOML = 'kind = "convolutional"\n[[layers]]\npatch = 3\nkernel = "relu"\nsubsampling = 2\n'
+RELU = Convolutional((Layer(patch=3, kernel="relu", subsampling=2),))
 
 
 def megagram(*arguments: str, cwd: Path, timeout: float = 120, **environment: str):
@@ -110,6 +117,15 @@ def test_a_flipped_byte_is_found_named_and_mended(ran):
     assert megagram("verify", facts["store"], cwd=folder).returncode == 0
 
 
+def test_a_run_mends_damage_that_nobody_looked_for(ran):
+    """The tile is found damaged while the run reads it, and computed again in the same run."""
+    folder, facts, _ = ran
+    tile = Path(facts["store"], "gram", "c", "0", "0")
+    tile.write_bytes(tile.read_bytes()[:-7])
+    mended = again(folder, "--set", "solve.ridges=[0.1, 0.01]")
+    assert mended["tiles_computed"] == 1
+
+
 def test_status_and_report_and_store_list_speak_of_the_run(ran):
     folder, facts, _ = ran
     status = megagram("status", "small", cwd=folder)
@@ -183,37 +199,68 @@ def test_errors_are_one_line_with_a_documented_exit_code(ran, arguments, code, s
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.zarr"])
-def test_gram_of_own_arrays_is_dense_symmetric_and_resumable(tmp_path, name):
-    rng = np.random.default_rng(0)
-    X, Y = rng.normal(size=(90, 7, 5, 2)), rng.normal(size=(40, 7, 5, 2))
+@pytest.mark.parametrize("name", ["K.npy", "K.zarr"])
+def test_gram_of_own_arrays_is_dense_and_symmetric(tmp_path, name):
+    """Several tiles, ragged at the end: mirrored entries are those of the kernel, readable by anyone."""
+    X = np.random.default_rng(0).normal(size=(300, 7, 5, 2))
     np.save(tmp_path / "X.npy", X)
-    np.save(tmp_path / "Y.npy", Y)
-    (tmp_path / "k.toml").write_text(
-        'kind="convolutional"\n[[layers]]\npatch=3\nkernel="relu"\nsubsampling=2\n'
-    )
-    out = "K" + Path(name).suffix
-    arguments = ["gram", "k.toml", "--x", "X.npy", "--out", out, "--cluster", "serial"]
+    (tmp_path / "k.toml").write_text(RELU_TOML)
+    arguments = ["gram", "k.toml", "--x", "X.npy", "--out", name, "--cluster", "serial"]
     done = megagram(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    if out.endswith(".npy"):
-        K = np.load(tmp_path / out)
-    else:
-        import zarr
-
-        K = zarr.open_array(str(tmp_path / out), mode="r")[:]
-    from kernels.convolutional import Convolutional, Layer
-
-    kernel = Convolutional((Layer(patch=3, kernel="relu", subsampling=2),))
-    np.testing.assert_allclose(K, kernel.gram(X), rtol=1e-12)
+    K = (
+        np.load(tmp_path / name)
+        if name.endswith(".npy")
+        else zarr.open_array(str(tmp_path / name), mode="r")[:]
+    )
+    np.testing.assert_allclose(K, RELU.gram(X), rtol=1e-12)
     np.testing.assert_array_equal(K, K.T)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["X.npy", "Y.npy", "k.toml", out])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["X.npy", "k.toml", name])
     again = megagram(*arguments, cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
-    crossed = megagram(*arguments[:4], "--y", "Y.npy", "--out", "KY.npy", "--cluster", "serial", cwd=tmp_path)
-    assert crossed.returncode == 0, crossed.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "KY.npy"), kernel.gram(X, Y), rtol=1e-10)
+
+
+def test_gram_of_two_arrays_goes_on_after_a_kill(tmp_path):
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(300, 16, 16, 1)), rng.normal(size=(140, 16, 16, 1))
+    np.save(tmp_path / "X.npy", X)
+    np.save(tmp_path / "Y.npy", Y)
+    (tmp_path / "k.toml").write_text(RELU_TOML)
+    arguments = [
+        "gram",
+        "k.toml",
+        "--x",
+        "X.npy",
+        "--y",
+        "Y.npy",
+        "--out",
+        "KY.npy",
+        "--cluster",
+        "serial",
+        "--json",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("KY.npy.parts/gram/*/gram/c/*/*")):
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "KY.npy").exists()
+    done = megagram(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["tiles_reused"] >= 1
+    assert facts["tiles_computed"] + facts["tiles_reused"] == 6
+    np.testing.assert_allclose(np.load(tmp_path / "KY.npy"), RELU.gram(X, Y), rtol=1e-10)
 
 
 def test_help_needs_no_heavy_import(tmp_path):

@@ -43,6 +43,7 @@ def test_the_deployment_file_names_a_flow_that_exists():
 
     root = Path(__file__).parents[2]
     deployments = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
+    assert deployments
     for deployment in deployments:
         path, _, name = deployment["entrypoint"].partition(":")
         assert f"def {name}(" in (root / path).read_text()
