@@ -41,6 +41,8 @@ def gram_of_arrays(
     started = time.perf_counter()
     if out.suffix not in (".npy", ".zarr"):
         raise ExperimentError(f"--out {out}: the matrix is written as .npy or .zarr")
+    if not out.resolve().parent.is_dir():
+        raise ExperimentError(f"--out {out}: there is no folder {out.resolve().parent}")
     if out.exists():
         raise ExperimentError(f"--out {out}: exists already; remove it or choose another name")
     if dtype not in ("float32", "float64"):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected error; 2 invalid command, experiment or profile; 3 data missing or bad;
 4 does not fit memory or disk; 5 a store is damaged or does not match; 6 numerical failure;
-7 cluster or server failure; 8 disk full; 9 a table's figure missed its tolerance; 130 interrupted.
+7 cluster or server failure; 8 disk full; 9 a table's figure missed its tolerance; 130 interrupted;
+143 ended by SIGTERM.
 """
 
 app = typer.Typer(
@@ -171,7 +172,10 @@ def gram(
     cluster: ClusterOption = "local",
     as_json: JsonOption = False,
 ) -> None:
-    """The Gram matrix of your own arrays: tiled, resumable, finally dense with both triangles."""
+    """The Gram matrix of your own arrays: tiled, resumable, finally dense with both triangles.
+
+    Without --y a sample meets itself with a cosine of exactly 1; equal rows of two files do not.
+    """
     _prepare_blas()
     from .arrays import gram_of_arrays
     from .display import Terminal
@@ -187,13 +191,14 @@ def gram(
 def report(
     experiment: ExperimentArgument,
     root: RootOption = DEFAULT_ROOT,
+    overrides: SetOption = None,
     show: Annotated[bool, typer.Option("--show", help="Show the report on the terminal as well.")] = False,
 ) -> None:
-    """Build the newest run's report again."""
+    """Build the report of the experiment's newest run again."""
     from .display import page
     from .run import rebuild_reports
 
-    paths = rebuild_reports(_load(experiment, None), root)
+    paths = rebuild_reports(_load(experiment, overrides), root)
     if show:
         page(paths[0].with_suffix(".md"))
     for path in paths:
@@ -274,29 +279,41 @@ def main() -> None:
     try:
         # No traceback of ours either way; MEGAGRAM_DEBUG=1 shows it.
         code = app(standalone_mode=False)
+        if code == 130:  # what Ctrl-C within a command comes back as
+            _fail(INTERRUPTED, 130)
         sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
-        _fail("interrupted; what is stored is kept, run the same command again to resume", 130)
+        _fail(INTERRUPTED, 130)
+    except SystemExit as ended:
+        if ended.code == 143:
+            _fail(TERMINATED, 143)
+        raise
+    except BrokenPipeError:
+        # The reader of our output, head say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error, file=sys.stderr)
+            sys.exit(2)
         if os.environ.get("MEGAGRAM_DEBUG"):
             raise
         _fail(*_explained(error))
 
 
+INTERRUPTED = "interrupted; what is stored is kept, run the same command again to resume"
+TERMINATED = "ended by signal 15; what is stored is kept, run the same command again to resume"
+
+
 def _explained(error: Exception) -> tuple[str, int]:
     """One line and an exit code for any error."""
-    import click
-
-    if isinstance(error, click.exceptions.Abort):
-        return "interrupted", 130
-    if isinstance(error, click.ClickException):
-        return error.format_message(), 2
+    # By name and attributes: depending on its version, typer raises click's exceptions or its own copies.
+    if type(error).__name__ == "Abort":
+        return INTERRUPTED, 130
     code = getattr(error, "exit_code", None)
-    text = " ".join(str(error).split())
+    text = " ".join((error.format_message() if hasattr(error, "format_message") else str(error)).split())
     if isinstance(code, int):
         return text, code
-    if isinstance(error, BrokenPipeError):
-        return "the reader of the output is gone", 1
     return f"unexpected {type(error).__name__}: {text} (set MEGAGRAM_DEBUG=1 for the traceback)", 1
 
 

@@ -76,10 +76,17 @@ def rebuild_reports(study: Study, root: Path) -> list[Path]:
     made: list[Path] = []
     entries = []
     for experiment in study.experiments:
-        folder = results.newest(root, experiment.name)
-        if folder is None:
-            raise StoreError(f"{root} holds no result of {experiment.name}; run it first")
-        result = results.read(folder)
+        asked = experiment.table()
+        same = (
+            (folder, result)
+            for folder, result in results.found(root, experiment.name)
+            if all(
+                result["experiment_table"][key] == asked[key] for key in ("data", "kernel", "gram", "solve")
+            )
+        )
+        folder, result = next(same, (None, None))
+        if folder is None or result is None:
+            raise StoreError(f"{root} holds no result of {experiment.name} as it is now; run it first")
         made.append(report.build(result, folder))
         entries.append((experiment.label, folder, result))
     return [_table(study, root, entries).report, *made] if study.is_table else made

@@ -198,7 +198,7 @@ class Work:
                 self._use(store.path)
         self.journal.stores(
             [
-                {"role": m.role, "path": str(store.path), "needed": results.by_row(m.needed)}
+                {"role": _role(m.role, store), "path": str(store.path), "needed": results.by_row(m.needed)}
                 for m in matrices
                 for store in self._stores[m.role]
             ]
@@ -512,6 +512,13 @@ def _toml_value(value: Any) -> str:
 
 def _toml_key(key: str) -> str:
     return key if key.replace("_", "").replace("-", "").isalnum() else f'"{key}"'
+
+
+def _role(role: str, store: GramStore) -> str:
+    """What a store holds of a run: the role and, for networks, the family."""
+    kernel = store.description["kernel"]
+    family = kernel.get("family") or {True: "ntk", False: "rf"}.get(kernel.get("tangent"))
+    return f"{role}, {family}" if family else role
 
 
 def hash_array(values: np.ndarray | None) -> str | None:

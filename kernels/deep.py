@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from .arrays import Array
 from .base import Kernel, KernelError
 from .dot_product import HomogeneousKernel, angles
-from .parameters import choice, flag, positive, whole
+from .parameters import LARGEST_DEPTH, choice, flag, positive, whole
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FullyConnected(HomogeneousKernel):
     def __post_init__(self) -> None:
         choice(("rf", "ntk", "both"))("family", self.family)
         checked = {
-            "depth": whole(1)("depth", self.depth),
+            "depth": whole(1, LARGEST_DEPTH)("depth", self.depth),
             "normalized": flag("normalized", self.normalized),
             "normalize_inputs": flag("normalize_inputs", self.normalize_inputs),
             "bias": flag("bias", self.bias),

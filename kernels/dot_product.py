@@ -13,8 +13,10 @@ import numpy as np
 from .arrays import Array, namespace
 from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, same_rows
 from .parameters import (
+    LARGEST_DEGREE,
     REQUIRED,
     Table,
+    bandwidth,
     binary_order,
     choice,
     function_parameters,
@@ -60,15 +62,16 @@ def angles(u: Array, angle: Array, sine: Array) -> None:
 
 
 def raise_to(u: Array, degree: int, scratch: Array) -> None:
-    """``u`` to a whole power in place, by repeated multiplication."""
-    xp = namespace(u, scratch)
-    if degree % 2 == 0:
-        xp.multiply(u, u, out=u)
-        if degree > 2:
-            raise_to(u, degree // 2, scratch)
-    elif degree > 1:
-        scratch[...] = u
-        for _ in range(degree - 1):
+    """``u`` to a whole power of at least 1 in place: squares, and products with ``u`` kept in ``scratch``."""
+    while degree % 2 == 0:
+        u *= u
+        degree //= 2
+    if degree == 1:
+        return
+    scratch[...] = u
+    for bit in f"{degree:b}"[1:]:
+        u *= u
+        if bit == "1":
             u *= scratch
 
 
@@ -210,8 +213,8 @@ class DotProduct(HomogeneousKernel):
 
     kind: ClassVar[str] = "dot-product"
     _parameters: ClassVar[Table] = {
-        "exponential": {"sigma": (positive, REQUIRED)},
-        "polynomial": {"degree": (whole(1), REQUIRED)},
+        "exponential": {"sigma": (bandwidth, REQUIRED)},
+        "polynomial": {"degree": (whole(1, LARGEST_DEGREE), REQUIRED)},
         "linear": {"scale": (positive, 1.0)},
         "arc-cosine": {"order": (binary_order, 1)},
         "laplace": {"c": (positive, 1.0), "gamma": (unit_exponent, 0.5)},
@@ -289,7 +292,7 @@ class DotProduct(HomogeneousKernel):
     def _work(self) -> tuple[float, float]:
         return {
             "exponential": (4, 1),
-            "polynomial": (2 + (self.degree or 0), 0),
+            "polynomial": (2 + 2 * (self.degree or 0).bit_length(), 0),
             "linear": (3, 0),
             "square": (3, 0),
             "laplace": (5, 2),

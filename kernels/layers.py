@@ -10,7 +10,7 @@ import numpy as np
 
 from .base import KernelError
 from .dot_product import DEFAULT_FLOOR
-from .parameters import REQUIRED, Table, choice, flag, function_parameters, positive, whole
+from .parameters import LARGEST_DEGREE, REQUIRED, Table, bandwidth, choice, flag, function_parameters, positive, whole
 from .pooling import KINDS, output_size, pooling_matrix
 
 
@@ -39,8 +39,8 @@ class Layer:
 
     _parameters: ClassVar[Table] = {
         "relu": {},
-        "exponential": {"sigma": (positive, REQUIRED)},
-        "polynomial": {"degree": (whole(1), REQUIRED)},
+        "exponential": {"sigma": (bandwidth, REQUIRED)},
+        "polynomial": {"degree": (whole(1, LARGEST_DEGREE), REQUIRED)},
         "linear": {"scale": (positive, 1.0)},
         "square": {},
     }
@@ -89,11 +89,17 @@ def stages_on(layers: tuple[Layer, ...], mode: str, grid: tuple[int, int]) -> tu
     """``layers`` with pooling ``mode`` on images of h x w pixels.
 
     Raises:
-        KernelError: when the grid vanishes; the message gives the sizes layer by layer.
+        KernelError: when the grid vanishes, or a patch is larger than its grid; the message gives the sizes
+            layer by layer.
     """
     stages = []
     way = f"{grid[0]}x{grid[1]}"
     for number, layer in enumerate(layers, 1):
+        if layer.patch > max(grid):
+            raise KernelError(
+                f"the patch of layer {number} ({layer.patch}x{layer.patch}) is larger than the grid it acts on: "
+                f"{way}; use a smaller patch, larger images or less subsampling"
+            )
         options = (layer.pooling, layer.subsampling, mode)
         size = tuple(max(0, output_size(n, *options)) for n in grid)
         way += f" -> {size[0]}x{size[1]}"

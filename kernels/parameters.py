@@ -14,6 +14,11 @@ from .base import KernelError
 REQUIRED: Any = object()
 """Default of a parameter that has none."""
 
+LARGEST_DEGREE = 1000
+LARGEST_DEPTH = 1000
+SMALLEST_SIGMA = 1e-18
+"""Below it 1/sigma^2 comes near the largest float32."""
+
 Check = Callable[[str, Any], Any]
 Table = Mapping[str, Mapping[str, tuple[Check, Any]]]
 """For each function its parameters, each with its check and its default."""
@@ -46,6 +51,16 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def bandwidth(name: str, value: Any) -> float:
+    """A sigma, of which 1/sigma^2 is taken."""
+    value = positive(name, value)
+    if value < SMALLEST_SIGMA:
+        raise KernelError(
+            f"{name} must be at least {SMALLEST_SIGMA:g}, got {value!r}: 1/{name}^2 would overflow"
+        )
+    return value
+
+
 def unit_exponent(name: str, value: Any) -> float:
     value = positive(name, value)
     if value > 1:
@@ -55,10 +70,12 @@ def unit_exponent(name: str, value: Any) -> float:
     return value
 
 
-def whole(least: int) -> Check:
+def whole(least: int, most: int | None = None) -> Check:
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
             raise KernelError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if most is not None and int(value) > most:
+            raise KernelError(f"{name} must be at most {most}, got {value!r}")
         return int(value)
 
     return check
@@ -83,12 +100,16 @@ def function_parameters(kernel: str, given: Mapping[str, Any], table: Table) -> 
         KernelError: a parameter is missing, invalid, or belongs to another function.
     """
     wanted = table[kernel]
+    # First what belongs elsewhere: it explains why another one is missing.
+    for name, value in given.items():
+        if name not in wanted and value is not None:
+            owners = " and ".join(repr(other) for other in table if name in table[other])
+            belongs = f", it belongs to {owners}" if owners else ""
+            takes = f"takes {', '.join(wanted)}" if wanted else "takes no parameter"
+            raise KernelError(f"{name} has no meaning for kernel {kernel!r}{belongs}: {kernel} {takes}")
     filled: dict[str, Any] = {}
     for name, value in given.items():
         if name not in wanted:
-            if value is not None:
-                takes = f"it takes {', '.join(wanted)}" if wanted else "it takes no parameter"
-                raise KernelError(f"{name} has no meaning for kernel {kernel!r}: {takes}")
             filled[name] = None
             continue
         check, default = wanted[name]

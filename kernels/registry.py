@@ -19,6 +19,9 @@ from .parameters import nearest
 
 ENTRY_POINTS = "megagram.kernels"
 
+_BuiltIn = Callable[[Mapping[str, Any], str, Sequence[str]], Kernel]
+"""As ``from_description``: from a table, its path and the keys valid beside its own."""
+
 _registered: dict[str, Builder] = {}
 
 
@@ -38,11 +41,17 @@ def kinds() -> tuple[str, ...]:
     return tuple(sorted({*_BUILT_IN, *_registered, *_foreign()}))
 
 
-def from_description(table: Mapping[str, Any], path: str = "kernel") -> Kernel:
-    """The kernel that ``table`` describes; ``path`` is where the table stands, for error messages.
+def from_description(
+    table: Mapping[str, Any], path: str = "kernel", *, beside: Sequence[str] = ()
+) -> Kernel:
+    """The kernel that ``table`` describes.
+
+    path: where the table stands, for error messages. beside: keys that are valid there as well and that the
+    caller has read and taken out.
 
     Raises:
         KernelError: unknown kind or key (the nearest valid one is named), or an invalid value.
+        Exception: of a registered kernel, what it raised with an ``exit_code`` of its own.
     """
     if not isinstance(table, Mapping):
         raise KernelError(f"{path} must be a table, got {type(table).__name__}")
@@ -52,7 +61,7 @@ def from_description(table: Mapping[str, Any], path: str = "kernel") -> Kernel:
     if not isinstance(kind, str) or kind not in kinds():
         raise KernelError(f"{path}.kind = {kind!r} is unknown: {nearest(str(kind), kinds())}")
     if kind in _BUILT_IN:
-        return _BUILT_IN[kind](table, path)
+        return _BUILT_IN[kind](table, path, beside)
     return _build(kind, table, path)
 
 
@@ -74,6 +83,8 @@ def _build(kind: str, table: Mapping[str, Any], path: str) -> Kernel:
     except KernelError as error:
         raise KernelError(f"{path}: {error}") from error
     except Exception as error:
+        if hasattr(error, "exit_code"):  # meant for the user as it is
+            raise
         raise KernelError(
             f"{path}: kind {kind!r} ({source}) failed: {type(error).__name__}: {error}"
         ) from error
@@ -83,12 +94,17 @@ def _build(kind: str, table: Mapping[str, Any], path: str) -> Kernel:
 
 
 def _keys(
-    table: Mapping[str, Any], allowed: Sequence[str], required: Sequence[str], path: str
+    table: Mapping[str, Any],
+    allowed: Sequence[str],
+    required: Sequence[str],
+    path: str,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The table without ``kind``, its keys checked."""
+    """The table without ``kind``, its keys checked; ``beside`` as in ``from_description``."""
     for key in table:
         if key not in allowed and key != "kind":
-            raise KernelError(f"{path}.{key} is not a key here: {nearest(str(key), [*allowed, 'kind'])}")
+            known = {*allowed, *beside, "kind"}
+            raise KernelError(f"{path}.{key} is not a key here: {nearest(str(key), known)}")
     for key in required:
         if key not in table:
             raise KernelError(f"{path}.{key} is missing")
@@ -111,16 +127,16 @@ def _tables(value: Any, path: str) -> list[Any]:
 
 def _flat(
     cls: type[DotProduct] | type[FullyConnected], required: str
-) -> Callable[[Mapping[str, Any], str], Kernel]:
-    def build(table: Mapping[str, Any], path: str) -> Kernel:
-        values = _keys(table, [f.name for f in fields(cls)], [required], path)
+) -> _BuiltIn:
+    def build(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
+        values = _keys(table, [f.name for f in fields(cls)], [required], path, beside)
         return _make(cls, values, path)
 
     return build
 
 
-def _convolutional(table: Mapping[str, Any], path: str) -> Kernel:
-    values = _keys(table, [f.name for f in fields(Convolutional)], ["layers"], path)
+def _convolutional(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
+    values = _keys(table, [f.name for f in fields(Convolutional)], ["layers"], path, beside)
     layers = []
     for number, entry in enumerate(_tables(values["layers"], f"{path}.layers")):
         here = f"{path}.layers[{number}]"
@@ -133,12 +149,11 @@ def _convolutional(table: Mapping[str, Any], path: str) -> Kernel:
     return _make(Convolutional, {**values, "layers": tuple(layers)}, path)
 
 
-def _composite(cls: type[Sum] | type[Product]) -> Callable[[Mapping[str, Any], str], Kernel]:
-    def build(table: Mapping[str, Any], path: str) -> Kernel:
+def _composite(cls: type[Sum] | type[Product]) -> _BuiltIn:
+    def build(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
         terms = []
-        for number, entry in enumerate(
-            _tables(_keys(table, ["terms"], ["terms"], path)["terms"], f"{path}.terms")
-        ):
+        values = _keys(table, ["terms"], ["terms"], path, beside)
+        for number, entry in enumerate(_tables(values["terms"], f"{path}.terms")):
             here = f"{path}.terms[{number}]"
             if not isinstance(entry, Mapping):
                 raise KernelError(f"{here} must be a table, got {type(entry).__name__}")
@@ -146,7 +161,8 @@ def _composite(cls: type[Sum] | type[Product]) -> Callable[[Mapping[str, Any], s
                 terms.append(from_description(entry, here))
                 continue
             weight = _weight(entry.get("weight", 1.0), here)
-            term = from_description({k: v for k, v in entry.items() if k != "weight"}, here)
+            unweighted = {key: value for key, value in entry.items() if key != "weight"}
+            term = from_description(unweighted, here, beside=["weight"])
             terms.append(term if weight == 1 else Scaled(term, weight))
         try:
             return cls(tuple(terms))
@@ -156,8 +172,8 @@ def _composite(cls: type[Sum] | type[Product]) -> Callable[[Mapping[str, Any], s
     return build
 
 
-def _scaled(table: Mapping[str, Any], path: str) -> Kernel:
-    values = _keys(table, ["weight", "term"], ["weight", "term"], path)
+def _scaled(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
+    values = _keys(table, ["weight", "term"], ["weight", "term"], path, beside)
     weight = _weight(values["weight"], path)
     return Scaled(from_description(values["term"], f"{path}.term"), weight)
 
@@ -168,7 +184,7 @@ def _weight(value: Any, path: str) -> float:
     return float(value)
 
 
-_BUILT_IN: dict[str, Callable[[Mapping[str, Any], str], Kernel]] = {
+_BUILT_IN: dict[str, _BuiltIn] = {
     DotProduct.kind: _flat(DotProduct, "kernel"),
     FullyConnected.kind: _flat(FullyConnected, "family"),
     Convolutional.kind: _convolutional,

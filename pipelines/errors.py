@@ -34,6 +34,12 @@ class ExperimentError(MegagramError):
     exit_code = 2
 
 
+class RootError(MegagramError):
+    """The folder given as root cannot be written."""
+
+    exit_code = 2
+
+
 class DataError(MegagramError):
     """Data are missing, damaged, or not of the right shape, dtype or values."""
 

@@ -251,7 +251,6 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
     cache = _cache(job.cache_bytes)
     computed: list[Tile] = []
     seconds: list[float] = []
-    path = ""
     try:
         for i, j in rectangle.tiles:
             if stores[job.requested].has((i, j)):
@@ -263,27 +262,25 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
             blocks = kernel.pair(a, b)
             blocks = blocks if len(kernel.outputs) > 1 else blocks[None]
             for k in lacking:
-                values = to_host(blocks[k]).astype(stores[k].dtype, copy=False)
-                stores[k].write_tile((i, j), values)
+                stores[k].write_tile((i, j), to_host(blocks[k]).astype(stores[k].dtype, copy=False))
+            del blocks  # before the next tile's are made
             computed.append((i, j))
             seconds.append(time.perf_counter() - started)
-            del blocks, values  # before the next tile's are made
-    except Exception as error:
-        left = [tile for tile in rectangle.tiles if tile not in computed]
-        _record(stores, {"failed": left, "error": str(error).splitlines()[0] if str(error) else repr(error)})
-        raise
-    finally:
-        if computed:
+            # A line for each tile: a process that is killed leaves none without one.
             _record(
-                stores,
+                [stores[k] for k in lacking],
                 {
-                    "tiles": computed,
-                    "seconds": [round(s, 6) for s in seconds],
+                    "tiles": [(i, j)],
+                    "seconds": [round(seconds[-1], 6)],
                     "path": path,
                     "made_with": provenance.arithmetic(),
                     "peak_bytes": memory.peak_bytes(),
                 },
             )
+    except Exception as error:
+        left = [tile for tile in rectangle.tiles if tile not in computed]
+        _record(stores, {"failed": left, "error": str(error).splitlines()[0] if str(error) else repr(error)})
+        raise
     return TileReport(rectangle.tiles, tuple(computed), tuple(seconds), memory.peak_bytes())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import leases
 from .errors import StoreError
-from .results import journals
+from .results import has_result, journals
 from .stores import Store, folder_bytes, open_store, store_paths
 from .wording import bytes_text
 
@@ -35,7 +35,7 @@ def inventory(root: Path) -> list[Entry]:
     entries = []
     for path in store_paths(root):
         holders = [lease.holder for lease in leases.living(path)]
-        used = sorted(users.get(str(path.resolve()), set())) + holders
+        used = sorted(users.get((path.parent.name, path.name), set())) + holders
         try:
             holds = _holds(open_store(path))
         except (StoreError, KeyError, TypeError) as error:
@@ -45,7 +45,7 @@ def inventory(root: Path) -> list[Entry]:
 
 
 def unused(entries: Sequence[Entry]) -> list[Entry]:
-    """The stores that no experiment's newest result, nothing to be resumed and no living process needs."""
+    """The stores that no result, nothing to be resumed and no living process needs."""
     return [entry for entry in entries if not entry.used_by]
 
 
@@ -77,22 +77,23 @@ def inventory_rows(entries: Sequence[Entry]) -> list[list[object]]:
     ]
 
 
-def _users(root: Path) -> dict[str, set[str]]:
-    """From a store's path to the experiments that need it.
+def _users(root: Path) -> dict[tuple[str, str], set[str]]:
+    """From a store (kind, address) to the experiments that need it.
 
-    An experiment needs what its newest finished run rests on, what runs since then have left to resume, and
-    what any run works on.
+    An experiment needs what each of its results rests on, what runs since the newest one have left to resume,
+    and what any run works on. Stores go by kind and address, so that a root may be moved.
     """
-    users: dict[str, set[str]] = {}
+    users: dict[tuple[str, str], set[str]] = {}
     for folder in sorted((root / "runs").glob("*")):
         finished = False
         for journal in journals(root, folder.name):
-            if finished and not journal["alive"]:
+            done = journal.get("state") == "done"
+            if not (journal["alive"] or (has_result(root, journal) if done else not finished)):
                 continue
-            finished = finished or journal.get("state") == "done"
+            finished = finished or done
             named = [*journal.get("uses", ()), *(store["path"] for store in journal.get("stores", ()))]
-            for used in named:
-                users.setdefault(str(Path(used).resolve()), set()).add(folder.name)
+            for used in map(Path, named):
+                users.setdefault((used.parent.name, used.name), set()).add(folder.name)
     return users
 
 

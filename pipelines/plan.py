@@ -106,10 +106,11 @@ class Plan:
         """Each thing that does not fit, with what would."""
         found = []
         if self.tiles_missing and self.worker.total > self.worker_limit:
-            fewer = max(1, int(self.workers * self.worker_limit / self.worker.total))
+            fewer = int(self.workers * self.worker_limit / self.worker.total)
+            advice = f"workers = {fewer} or more memory" if fewer else "more memory"
             found.append(
                 f"a worker needs {bytes_text(self.worker.total)} at its peak and may use"
-                f" {bytes_text(self.worker_limit)}; set workers = {fewer} or memory in the cluster profile"
+                f" {bytes_text(self.worker_limit)}; set {advice} in the cluster profile"
             )
         if self.problem:
             found.append(self.problem)

@@ -56,7 +56,10 @@ def _summary(result: Result) -> str:
     trained += kernel_phrase(result["kernel"]["description"])
     if test is None:
         return f"{trained}; no test samples were given."
-    unseen = f"{count_text(test['n'], 'test sample')} that it had not seen"
+    # Not where duplicates or the choice of the ridge say otherwise.
+    unseen = count_text(test["n"], "test sample")
+    if not is_oracle(result) and not any("also stand in" in text for text in data["warnings"]):
+        unseen += " that it had not seen"
     if evaluation["task"] == "classification":
         sentence = f"{trained} recognises {score_text(test['accuracy'], 'accuracy')} of {unseen}"
         chance = _most_frequent(evaluation["confusion"])

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import leases
-from .errors import StoreError
+from .errors import RootError, StoreError
 from .stores import disk_errors
 from .tiles import as_ranges
 
@@ -82,13 +82,13 @@ def read(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{folder}: the result cannot be read ({error})") from None
 
 
-def newest(root: Path, name: str) -> Path | None:
-    """The newest result folder of any experiment called ``name`` under a root."""
-    found = []
-    for link in (root / "results").glob(f"{name}-????????????/latest"):
-        if (link / "result.json").exists():
-            found.append(link.resolve())
-    return max(found, key=lambda folder: folder.name, default=None)
+def found(root: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folder and result of every run of an experiment under a root, newest first; damaged ones left out."""
+    documents = (root / "results").glob(f"{name}-????????????/*/result.json")
+    folders = {path.parent.resolve() for path in documents if not path.parent.name.startswith(".")}
+    for folder in sorted(folders, key=lambda folder: folder.name, reverse=True):
+        with contextlib.suppress(StoreError):
+            yield folder, read(folder)
 
 
 def save_array(folder: Path, name: str, values: np.ndarray) -> None:
@@ -133,9 +133,11 @@ class Journal:
         }
         self._written = 0.0
         self._ended = threading.Event()
-        with disk_errors(root):
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._write()
+            self._write()
+        except (OSError, StoreError) as error:
+            raise RootError(f"{root} cannot be used as root ({error}); choose another --root") from None
         threading.Thread(target=self._beat, name="journal", daemon=True).start()
 
     def stage(self, name: str) -> None:
@@ -202,6 +204,11 @@ def _journals(root: Path, name: str) -> list[dict[str, Any]]:
         except (OSError, ValueError, TypeError):
             continue
     return found
+
+
+def has_result(root: Path, journal: Mapping[str, Any]) -> bool:
+    """Whether the result of a finished run is still under the root, which may have been moved."""
+    return any((root / "results").glob(f"*/{journal['run']}/result.json"))
 
 
 def unfinished(root: Path) -> list[Path]:

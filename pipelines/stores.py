@@ -411,7 +411,7 @@ class GramStore(Store):
         self.write("gram", tile, (rows, columns), block)
         return True
 
-    # Records: one line a task, appended by the worker that did it.
+    # Records: one line a tile, appended by the worker that made it.
 
     def record(self, line: Mapping[str, Any]) -> None:
         """Append one line to this process's record file."""

@@ -76,6 +76,15 @@ class Driver:
                 child.kill()
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """A finished run of the experiment that every driver runs. tiles: the bytes of each by its place."""
+
+    root: Path
+    facts: dict[str, Any]
+    tiles: dict[str, bytes]
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
     """Wait until ``condition`` holds; an error after a minute, or when ``process`` ends before."""
     deadline = time.monotonic() + SECONDS

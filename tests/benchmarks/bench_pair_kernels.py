@@ -75,7 +75,7 @@ def main() -> None:
         f" numbers in pieces of {PIECE:,}"
     )
     report.note(
-        "published: the C++ package of SPEC's author on the machine where it was measured; its best build"
+        "published: the C++ package ckn_kernel, one core of the machine where it was measured; its best build"
         f" takes {PUBLISHED_UNITS} units for a pair of (a)"
     )
     report.finish()

@@ -119,11 +119,12 @@ def timed(function: Callable[[], Any]) -> Timed:
 
 
 def interleaved(functions: Mapping[str, Callable[[], Timed]], repeats: int) -> dict[str, list[Timed]]:
-    """Call all in turn, ``repeats`` times: what else happens on the machine then meets all of them alike."""
+    """Call all in turn, ``repeats`` times and every other time in reverse: what else happens on the machine
+    then meets all of them alike."""
     measured: dict[str, list[Timed]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            measured[name].append(function())
+    for turn in range(repeats):
+        for name in list(functions) if turn % 2 == 0 else reversed(functions):
+            measured[name].append(functions[name]())
     return measured
 
 

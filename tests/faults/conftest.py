@@ -1,12 +1,13 @@
-"""A driver for each test, ended with it."""
+"""A driver for each test, ended with it; and one run that nothing disturbed, to compare with."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drivers import Driver
+from drivers import TILES, Driver, Undisturbed, tile_files
 
 
 @pytest.fixture
@@ -17,3 +18,20 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
     for process in made.started:
         if process.poll() is None:
             made.kill(process)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    driver = Driver(tmp_path_factory.mktemp("undisturbed"))
+    driver.write()
+    root = driver.folder / "root"
+    facts = driver.facts(root)
+    assert facts["tiles_computed"] == TILES
+    return Undisturbed(root, facts, tile_files(root))
+
+
+@pytest.fixture
+def finished(undisturbed: Undisturbed, root: Path) -> Path:
+    """A root with that run in it, to be spoilt."""
+    shutil.copytree(undisturbed.root, root, symlinks=True)
+    return root

@@ -6,18 +6,17 @@ import signal
 from pathlib import Path
 
 import pytest
-from drivers import TILES, Driver, tile_files, tiles_computed, wait_for
+from drivers import TILES, Driver, Undisturbed, tile_files, tiles_computed, wait_for
 
 from pipelines import leases, results
 
 SLOW = ("--delay", "0.03")
 
 
-def test_a_killed_driver_loses_only_what_was_in_flight(driver: Driver, tmp_path: Path) -> None:
+def test_a_killed_driver_loses_only_what_was_in_flight(
+    driver: Driver, root: Path, undisturbed: Undisturbed
+) -> None:
     """Protects hours of work: killed in the middle, run again, the bits are those of an undisturbed run."""
-    whole, root = tmp_path / "whole", tmp_path / "root"
-    undisturbed = driver.facts(whole)
-    assert undisturbed["tiles_computed"] == TILES
     process = driver.start(*driver.command(root), before=SLOW)
     wait_for(lambda: len(tile_files(root)) >= 8, process)
     driver.kill(process)
@@ -29,19 +28,19 @@ def test_a_killed_driver_loses_only_what_was_in_flight(driver: Driver, tmp_path:
     again = driver.facts(root)
     assert again["tiles_computed"] == TILES - len(left)
     assert again["tiles_reused"] == len(left)
-    assert {k: again[k] for k in ("ridge", "validation_accuracy")} == {
-        k: undisturbed[k] for k in ("ridge", "validation_accuracy")
-    }
-    assert tile_files(root) == tile_files(whole)
-    assert len(set(tiles_computed(again["store"]))) == TILES
+    for fact in ("ridge", "validation_accuracy"):
+        assert again[fact] == undisturbed.facts[fact]
+    assert tile_files(root) == undisturbed.tiles
+    # The tile that was written at the moment of the kill may be without its record, no other one.
+    assert len(set(tiles_computed(again["store"]))) >= TILES - 1
     assert leases.living(Path(again["store"])) == []
     # What the killed driver left behind is found and swept, and nothing else.
     driver.run("verify", str(root), "--repair")
-    assert tile_files(root) == tile_files(whole)
+    assert tile_files(root) == undisturbed.tiles
     assert leases.holders(Path(again["store"])) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_driver_keeps_what_it_stored(
     driver: Driver, root: Path, number: signal.Signals
 ) -> None:
@@ -61,10 +60,10 @@ def test_an_interrupted_driver_keeps_what_it_stored(
 
 
 @pytest.mark.slow
-def test_a_driver_killed_again_and_again_gets_there(driver: Driver, tmp_path: Path) -> None:
+def test_a_driver_killed_again_and_again_gets_there(
+    driver: Driver, root: Path, undisturbed: Undisturbed
+) -> None:
     """Protects any moment: killed after every few tiles, also while it starts, each run adds to the last."""
-    whole, root = tmp_path / "whole", tmp_path / "root"
-    driver.facts(whole)
     before = -1
     while len(tile_files(root)) < TILES:
         goal = min(len(tile_files(root)) + 7, TILES)
@@ -74,7 +73,7 @@ def test_a_driver_killed_again_and_again_gets_there(driver: Driver, tmp_path: Pa
         assert len(tile_files(root)) > before
         before = len(tile_files(root))
     assert driver.facts(root)["tiles_computed"] == 0
-    assert tile_files(root) == tile_files(whole)
+    assert tile_files(root) == undisturbed.tiles
     # A tile that was in flight at a kill may be computed twice, no other one.
     (store,) = (root / "gram").iterdir()
     assert len(tiles_computed(str(store))) <= TILES + 7
@@ -83,10 +82,10 @@ def test_a_driver_killed_again_and_again_gets_there(driver: Driver, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["data", "features", "gram", "solve"])
-def test_a_driver_killed_in_any_stage_is_resumed(driver: Driver, tmp_path: Path, stage: str) -> None:
+def test_a_driver_killed_in_any_stage_is_resumed(
+    driver: Driver, root: Path, undisturbed: Undisturbed, stage: str
+) -> None:
     """Protects every stage: whatever was begun when the process died, the result is the same."""
-    whole, root = tmp_path / "whole", tmp_path / "root"
-    expected = driver.facts(whole)
     process = driver.start(*driver.command(root), before=SLOW)
 
     def reached() -> bool:
@@ -95,5 +94,5 @@ def test_a_driver_killed_in_any_stage_is_resumed(driver: Driver, tmp_path: Path,
     wait_for(reached)
     driver.kill(process)
     again = driver.facts(root)
-    assert again["validation_accuracy"] == expected["validation_accuracy"]
-    assert tile_files(root) == tile_files(whole)
+    assert again["validation_accuracy"] == undisturbed.facts["validation_accuracy"]
+    assert tile_files(root) == undisturbed.tiles

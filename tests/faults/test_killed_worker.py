@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import small
-from drivers import TILES, Driver, tile_files, tiles_computed, wait_for
+from drivers import TILES, Driver, Undisturbed, tile_files, tiles_computed, wait_for
 
 from cluster.local import open_cluster
 from cluster.profiles import Profile
@@ -17,11 +17,11 @@ from cluster.watchdog import Watchdog
 from pipelines import tasks
 
 
-def test_a_worker_killed_in_the_middle_costs_only_its_tasks(driver: Driver, tmp_path: Path) -> None:
+def test_a_worker_killed_in_the_middle_costs_only_its_tasks(
+    driver: Driver, root: Path, undisturbed: Undisturbed
+) -> None:
     """Protects a run from the loss of a worker: it goes on, and every bit is that of an undisturbed run."""
-    whole, root = tmp_path / "whole", tmp_path / "root"
-    driver.facts(whole)
-    profile = tmp_path / "two.toml"
+    profile = driver.folder / "two.toml"
     profile.write_text('kind = "local"\nworkers = 2\n')
     process = driver.start(*driver.command(root, "--cluster", str(profile)), before=("--delay", "0.2"))
     killed: list[int] = []
@@ -41,7 +41,7 @@ def test_a_worker_killed_in_the_middle_costs_only_its_tasks(driver: Driver, tmp_
     assert process.returncode == 0, err
     assert stored < TILES, "killed too late to mean anything"
     assert "1 worker lost" in err
-    assert tile_files(root) == tile_files(whole)
+    assert tile_files(root) == undisturbed.tiles
     (store,) = (root / "gram").iterdir()
     computed = tiles_computed(str(store))
     assert set(computed) == {(i, j) for i in range(9) for j in range(i + 1) if (i, j) != (8, 8)}
@@ -70,9 +70,9 @@ def test_every_worker_killed_at_once(driver: Driver, root: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_a_worker_out_of_memory_ends_in_one_clear_error(driver: Driver, root: Path) -> None:
+def test_a_worker_out_of_memory_ends_in_one_clear_error(driver: Driver, finished: Path) -> None:
     """Protects from a task that kills worker after worker: memory is named, exit code 7, stored tiles stay."""
-    driver.facts(root)
+    root = finished
     before = tile_files(root)
     driver.side = 6000
     profile = driver.folder / "narrow.toml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,19 @@ LINEAR = {"kind": "dot-product", "kernel": "linear"}
 
 
 def run(samples: small.Samples, root: Path, state: str | None = "done", **sections: Any) -> small.Made:
-    """A run with its journal, as a flow leaves it; ``state`` None: killed while it ran."""
+    """A run with journal and result, as a flow leaves it; ``state`` None: killed while it ran."""
     one = samples.experiment(**sections)
     made = small.make(one, root)
-    journal = results.Journal(root, one.name, results.new_run_id())
+    run_id = results.new_run_id()
+    journal = results.Journal(root, one.name, run_id)
     journal.stores([{"role": "train", "path": str(made.store.path), "needed": {}}])
     journal.uses([*(str(p) for p in (root / "pools").iterdir()), *(r.store for r in made.features)])
     if state is not None:
         journal.finish(state)
+    if state == "done":
+        store = results.ResultStore(root, one.name, "0" * 12)
+        store.begin(run_id)
+        store.commit(run_id, {})
     return made
 
 
@@ -49,10 +55,15 @@ def test_every_store_is_listed_with_its_bytes_and_users(samples: small.Samples, 
     assert inventory(root / "nowhere") == []
 
 
-def test_what_only_an_older_run_used_may_go(samples: small.Samples, root: Path) -> None:
-    """Protects disks: a kernel that the experiment no longer has; what both share stays."""
+def test_what_an_older_result_rests_on_stays_until_that_result_goes(
+    samples: small.Samples, root: Path
+) -> None:
+    """Protects results: the experiment was run again with another kernel, its first result is still there."""
     old = run(samples, root)
     new = run(samples, root, kernel=LINEAR)
+    assert free(root) == set()
+    oldest = min((root / "results").glob("*/*/result.json"), key=lambda path: path.parent.name)
+    shutil.rmtree(oldest.parent)
     assert free(root) == {old.store.path}
     assert new.store.path not in free(root)
     run(samples, root, name="other")

@@ -142,7 +142,7 @@ def test_too_little_memory_for_a_worker_says_what_to_set(samples: small.Samples,
     one = samples.experiment()
     needed = planned(one, root).worker.total
     planned(one, root, workers=4, worker_bytes=needed).check()
-    with pytest.raises(DoesNotFit, match=r"a worker needs .* set workers = 3 or memory"):
+    with pytest.raises(DoesNotFit, match=r"a worker needs .* set workers = 3 or more memory"):
         planned(one, root, workers=4, worker_bytes=needed - 1).check()
     small.make(one, root)
     planned(one, root, workers=4, worker_bytes=1).check()  # nothing is left to compute: no worker is needed

@@ -43,7 +43,7 @@ def test_a_result_appears_whole_or_not_at_all(store: ResultStore) -> None:
     folder = store.begin("r1")
     results.save_array(folder, "alpha", np.ones((3, 2)))
     assert store.latest() is None
-    assert results.newest(store.folder.parent.parent, "name") is None
+    assert not list(results.found(store.folder.parent.parent, "name"))
     final = store.commit("r1", {"value": 1})
     assert store.latest() == final == store.folder / "r1"
     assert results.read(final) == {"value": 1}
@@ -58,10 +58,10 @@ def test_latest_moves_and_older_results_stay(store: ResultStore, root: Path) -> 
     second = publish(store, "r2", 2)
     assert store.latest() == second
     assert {p.name: p.stat().st_mtime_ns for p in first.iterdir()} == before
-    assert results.newest(root, "name") == second
+    assert next(results.found(root, "name"))[0] == second
     other = publish(ResultStore(root, "name", "f" * 64), "r3", 3)
-    assert results.newest(root, "name") == other
-    assert results.newest(root, "nam") is None
+    assert next(results.found(root, "name"))[0] == other
+    assert not list(results.found(root, "nam"))
 
 
 def test_a_result_is_never_replaced(store: ResultStore) -> None:

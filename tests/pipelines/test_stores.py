@@ -624,8 +624,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(more=st.integers(0, 5))
     def reopen(self, more: int) -> None:
-        ragged = self.n // SIDE if more and self.n % SIDE else None
-        self.n = min(self.n + more, 22)
+        n = min(self.n + more, 22)
+        ragged = self.n // SIDE if n != self.n and self.n % SIDE else None
+        self.n = n
         self.store = gram_store(self.root, self.n)
         self.model = {t: block for t, block in self.model.items() if ragged is None or t[0] != ragged}
         self.damaged &= set(self.model)
