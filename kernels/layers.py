@@ -10,7 +10,17 @@ import numpy as np
 
 from .base import KernelError
 from .dot_product import DEFAULT_FLOOR
-from .parameters import LARGEST_DEGREE, REQUIRED, Table, bandwidth, choice, flag, function_parameters, positive, whole
+from .parameters import (
+    LARGEST_DEGREE,
+    REQUIRED,
+    Table,
+    bandwidth,
+    choice,
+    flag,
+    function_parameters,
+    positive,
+    whole,
+)
 from .pooling import KINDS, output_size, pooling_matrix
 
 

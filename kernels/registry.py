@@ -41,9 +41,7 @@ def kinds() -> tuple[str, ...]:
     return tuple(sorted({*_BUILT_IN, *_registered, *_foreign()}))
 
 
-def from_description(
-    table: Mapping[str, Any], path: str = "kernel", *, beside: Sequence[str] = ()
-) -> Kernel:
+def from_description(table: Mapping[str, Any], path: str = "kernel", *, beside: Sequence[str] = ()) -> Kernel:
     """The kernel that ``table`` describes.
 
     path: where the table stands, for error messages. beside: keys that are valid there as well and that the
@@ -125,9 +123,7 @@ def _tables(value: Any, path: str) -> list[Any]:
     return list(value)
 
 
-def _flat(
-    cls: type[DotProduct] | type[FullyConnected], required: str
-) -> _BuiltIn:
+def _flat(cls: type[DotProduct] | type[FullyConnected], required: str) -> _BuiltIn:
     def build(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
         values = _keys(table, [f.name for f in fields(cls)], [required], path, beside)
         return _make(cls, values, path)

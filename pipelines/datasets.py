@@ -72,11 +72,11 @@ def load(
     """Load a data set: ``digits``, ``mnist``, ``fashion-mnist``, ``cifar10``, or own ``arrays``.
 
     paths: for arrays, the files of ``X`` and, where there are any, ``y``, ``X_test``, ``y_test``:
-    .npy (memory-mapped), .npz (the member of that name, or the only one) or a .zarr array.
+    .npy (memory-mapped), .npz (the member of that name, or the only one) or a Zarr array.
     data_dir: where published files lie or are downloaded to; see ``canonical.data_folder``.
     task: turns labels into class ids or targets; by ``infer_task`` where absent.
 
-    Shapes and dtypes are checked here; ``validate`` checks values.
+    Shapes, dtypes and the values of own y are checked here; ``validate`` checks values.
 
     Raises:
         ExperimentError: an unknown source or path key.
@@ -163,6 +163,8 @@ def validate(pool: Pool, task: Task | None = None) -> None:
 
 def require_two_classes(y: np.ndarray, part: str) -> None:
     """Raise DataError unless the class ids y (n,) of ``part``, say ``"training"``, name two classes."""
+    if len(y) == 1:
+        raise DataError(f"the {part} range holds one sample, hence one class: widen it")
     if len(np.unique(y)) < 2:
         raise DataError(f"all {len(y)} samples of the {part} range have one class: widen or shuffle it")
 
@@ -198,6 +200,20 @@ def duplicates_across(training: np.ndarray, others: Mapping[str, np.ndarray | No
     return warnings
 
 
+def short_samples(X: np.ndarray, floor: float) -> tuple[int, int]:
+    """How many of the samples X (n, ...) are zero, and how many others have a norm below ``floor``."""
+    zero = short = 0
+    for start in range(0, len(X), DIGEST_ROWS):
+        block = X[start : start + DIGEST_ROWS]
+        samples = block.reshape(len(block), -1).astype(np.float64)
+        largest = np.abs(samples).max(axis=1)
+        zero += int(np.count_nonzero(largest == 0))
+        # Only these can be so short; and no square of them overflows.
+        few = samples[(largest > 0) & (largest < floor)]
+        short += int(np.count_nonzero(np.linalg.norm(few, axis=1) < floor))
+    return zero, short
+
+
 def block_digests(X: np.ndarray, rows: int = DIGEST_ROWS) -> tuple[str, ...]:
     """SHA-256 of each block of ``rows`` samples, with dtype and sample shape: one per block, in order.
 
@@ -227,6 +243,8 @@ def _row_digests(X: np.ndarray, dtype: np.dtype) -> Iterator[bytes]:
 def _check_samples(X: np.ndarray, name: str) -> None:
     if X.dtype.kind not in "biuf":
         raise DataError(f"X of {name} has dtype {X.dtype}: samples must be bool, integer or real numbers")
+    if X.dtype.kind == "f" and X.dtype.itemsize > 8:
+        raise DataError(f"X of {name} has dtype {X.dtype}: save it as float64, X.astype(numpy.float64)")
     if X.ndim not in (2, 4):
         raise DataError(f"X of {name} has shape {X.shape}: it must be (n, d) vectors or (n, h, w, c) images")
     if X.size == 0:
@@ -310,6 +328,7 @@ def _targets(
                 f"{paths[name]} has dtype {y.dtype} and shape {y.shape}: "
                 "labels must be (n,) integers or strings, targets (n,) or (n, t) numbers"
             )
+        _check_finite(y, paths[name], name)
         if y.ndim == 2 and y.shape[1] == 1:
             ys[name] = y[:, 0]
     if not ys:
@@ -340,7 +359,7 @@ def _targets(
                 raise DataError(f'{paths[name]} holds no class labels but numbers: set task = "regression"')
             ys[name] = y.astype(np.int64)
         elif y.dtype.kind in "ST":
-            ys[name] = y.astype(np.str_)
+            ys[name] = _as_text(y, paths[name])
     if len({y.dtype.kind == "U" for y in ys.values()}) > 1:
         raise DataError(f"of {paths['y']} and {paths['y_test']} one holds strings, the other numbers")
     classes = np.unique(np.concatenate(list(ys.values())))
@@ -351,6 +370,15 @@ def _targets(
         )
     ids = {name: np.searchsorted(classes, y).astype(np.int64) for name, y in ys.items()}
     return ids, tuple(str(label) for label in classes), tuple(warnings)
+
+
+def _as_text(y: np.ndarray, path: str) -> np.ndarray:
+    try:
+        return y.astype(np.str_)
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path} holds byte strings that are not ASCII; save text: numpy.char.decode(y, ...)"
+        ) from None
 
 
 def _read_array(key: str, paths: Mapping[str, str]) -> np.ndarray:

@@ -181,16 +181,42 @@ class Experiment(Table):
             raise ValueError('solve.refit and solve.select = "oracle" exclude each other')
         if self.solve.refit and self.data.validation is None:
             raise ValueError("solve.refit = true needs data.validation")
-        if self.data.source == "arrays" and self.data.X is None and not self.uses_precomputed:
+        if self.uses_precomputed:
+            self._check_precomputed()
+        elif self.data.source == "arrays" and self.data.X is None:
             raise ValueError('data.X is missing: source = "arrays" needs the paths X and y')
         if self.data.source == "arrays" and self.data.y is None:
-            raise ValueError('data.y is missing: source = "arrays" needs the paths X and y')
+            needed = "path y" if self.uses_precomputed else "paths X and y"
+            raise ValueError(f'data.y is missing: source = "arrays" needs the {needed}')
         return self
+
+    def _check_precomputed(self) -> None:
+        """Raise ValueError where samples cannot be the indices of the kernel's matrices."""
+        if self.data.source != "arrays":
+            raise ValueError(
+                f'data.source = "{self.data.source}" has no meaning for a precomputed kernel, whose samples are'
+                ' the rows of its matrices: set source = "arrays" and give y'
+            )
+        for key in ("X", "X_test"):
+            if getattr(self.data, key) is not None:
+                raise ValueError(f"data.{key} has no meaning for a precomputed kernel: leave it out")
+        if self.data.preprocess:
+            raise ValueError("data.preprocess has no meaning for a precomputed kernel: leave it out")
+        for path, table in kernel_leaves(self.kernel):
+            if table.get("kind") != "precomputed":
+                raise ValueError(
+                    f"{path}: a precomputed kernel cannot be combined with a kernel of samples; compute the"
+                    " matrix of that one as well (megagram gram) and give it as a precomputed term"
+                )
+            if self.data.y_test is not None and table.get("cross") is None:
+                raise ValueError(f"{path}.cross is missing: it goes together with data.y_test")
+            if self.data.y_test is None and table.get("cross") is not None:
+                raise ValueError(f"data.y_test is missing: it goes together with {path}.cross")
 
     @property
     def uses_precomputed(self) -> bool:
         """Whether the kernel, or a term of it, is read from files: then samples are indices."""
-        return next(precomputed_tables(self.kernel), None) is not None
+        return any(table.get("kind") == "precomputed" for _, table in kernel_leaves(self.kernel))
 
     @functools.cached_property
     def kernel_object(self) -> Kernel:
@@ -257,7 +283,7 @@ def find(where: str | Path) -> Path:
         ExperimentError: neither exists; the nearest shipped name is given.
     """
     path = Path(where)
-    if path.is_file():
+    if _is_file(path):
         return path
     known = shipped()
     if str(where) in known:
@@ -266,9 +292,9 @@ def find(where: str | Path) -> Path:
     if str(where).startswith("_") and base.is_file():
         return base
     if path.suffix == ".toml" or len(path.parts) > 1:
-        raise ExperimentError(f"{where}: no such file")
+        raise ExperimentError(f"{_short(where)}: no such file")
     raise ExperimentError(
-        f'no shipped experiment is called "{where}"{nearest(str(where), known)}; see: megagram list'
+        f'no shipped experiment is called "{_short(where)}"{nearest(str(where), known)}; see: megagram list'
     )
 
 
@@ -279,8 +305,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ExperimentError: unreadable or not TOML, with the file and the line.
     """
     try:
-        with path.open("rb") as stream:
-            return tomllib.load(stream)
+        # Editors of some systems write a mark in front of UTF-8, which TOML does not know.
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ExperimentError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -297,19 +323,43 @@ def read_kernel(path: Path) -> Kernel:
     table = table["kernel"] if isinstance(table.get("kernel"), dict) else table
     _absolute_kernel_paths(table, path.parent)
     try:
+        _refuse_content(table)
         kernel = from_description(table)
     except KernelError as error:
         raise ExperimentError(f"{path}: {error}") from None
     return _single(kernel, path)
 
 
-def precomputed_tables(kernel: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The tables of precomputed matrices in a kernel's table, those of its terms included."""
-    if kernel.get("kind") == "precomputed":
-        yield kernel
-    for term in [*kernel.get("terms", ()), kernel.get("term")]:
-        if isinstance(term, Mapping):
-            yield from precomputed_tables(term)
+def kernel_leaves(kernel: Mapping[str, Any], path: str = "kernel") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The tables of the kernels that a kernel's table combines, or itself, each with its key path."""
+    terms = kernel.get("terms")
+    inner = [(f"{path}.terms[{i}]", term) for i, term in enumerate(terms if isinstance(terms, list) else ())]
+    inner.append((f"{path}.term", kernel.get("term")))
+    tables = [(place, term) for place, term in inner if isinstance(term, dict)]
+    if not tables:
+        yield path, kernel
+    for place, term in tables:
+        yield from kernel_leaves(term, place)
+
+
+def _refuse_content(kernel: Mapping[str, Any]) -> None:
+    """Raise KernelError where a user's table claims what a matrix holds, which stores alone may."""
+    for path, table in kernel_leaves(kernel):
+        if table.get("kind") == "precomputed" and "content" in table:
+            raise KernelError(f"{path}.content is computed from the matrices: leave it out")
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file, and False for what the system takes for no path at all."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _short(where: str | Path) -> str:
+    text = str(where)
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def _single(kernel: Kernel, path: Path) -> Kernel:
@@ -363,7 +413,8 @@ def _resolved(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ExperimentError(f"{path}: extends itself, by way of {', '.join(str(p) for p in chain)}")
     table = read_toml(path)
     _absolute_paths(table, path.parent)
-    for variant in table.get("variants", ()):
+    variants = table.get("variants")
+    for variant in variants if isinstance(variants, list) else ():
         if isinstance(variant, dict):
             _absolute_paths(variant, path.parent)
     base = table.pop("extends", None)
@@ -372,7 +423,7 @@ def _resolved(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ExperimentError(f"{path}: extends must be a path or the name of a shipped experiment")
     beside = path.parent / base
-    return merged(_resolved(beside if beside.is_file() else find(base), (*chain, path)), table)
+    return merged(_resolved(beside if _is_file(beside) else find(base), (*chain, path)), table)
 
 
 def _absolute_paths(table: dict[str, Any], folder: Path) -> None:
@@ -386,13 +437,11 @@ def _absolute_paths(table: dict[str, Any], folder: Path) -> None:
 
 
 def _absolute_kernel_paths(kernel: dict[str, Any], folder: Path) -> None:
-    if kernel.get("kind") == "precomputed":
-        for key in ("gram", "cross"):
-            if isinstance(kernel.get(key), str):
-                kernel[key] = str(folder / Path(kernel[key]).expanduser())
-    for term in [*kernel.get("terms", ()), kernel.get("term")]:
-        if isinstance(term, dict):
-            _absolute_kernel_paths(term, folder)
+    for _, table in kernel_leaves(kernel):
+        if isinstance(table, dict) and table.get("kind") == "precomputed":
+            for key in ("gram", "cross"):
+                if isinstance(table.get(key), str):
+                    table[key] = str(folder / Path(table[key]).expanduser())
 
 
 def _override(table: dict[str, Any], text: str, *, only_present: bool = False) -> None:
@@ -430,6 +479,7 @@ def _override(table: dict[str, Any], text: str, *, only_present: bool = False) -
 def _experiment(table: Mapping[str, Any], path: Path) -> Experiment:
     try:
         experiment = Experiment.model_validate(table)
+        _refuse_content(experiment.kernel)
         _single(experiment.kernel_object, path)
     except ValidationError as error:
         raise ExperimentError(f"{path}: {explain(error, Experiment)}") from None
@@ -464,6 +514,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 # Where several shapes are allowed, what is wrong with each of them would only confuse.
 _SHAPES = {
+    "name": "must be 1 to 100 letters, digits, dots, underscores or hyphens, the first a letter or a digit",
     "data.order": 'must be "canonical" or { permutation = SEED }',
     "data.train": "must be a positive count or [start, stop]",
     "data.validation": "must be a positive count, [start, stop] or { random = COUNT }",

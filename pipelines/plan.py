@@ -21,6 +21,7 @@ from .experiment import Experiment
 from .features import prepared_description
 from .gram import gram_description
 from .pools import Pools, fit_rows, kernel_shape, needed_tiles
+from .precomputed import precomputed_terms
 from .stores import FeatureStore, GramStore, existing
 from .tiles import Grid, Tile
 from .wording import bytes_text
@@ -247,10 +248,11 @@ def calibrate(
         size, largest = 2, min(kernel.tile_side(dtype), 1024)
         while True:
             block = sample(kernel, shape, dtype, size)
+            other = block[:]  # of a block with itself, some kernels compute one triangle alone
             started = time.perf_counter()
-            kernel.pair(block, block)
+            kernel.pair(block, other)
             taken = time.perf_counter() - started
-            if taken > seconds / 4 or size >= largest:
+            if taken > seconds / 4 or size >= largest or len(block) < size:
                 break
             size = min(size * 2, largest)
     n = 1024
@@ -259,13 +261,18 @@ def calibrate(
     began = time.perf_counter()
     A @ A
     operations = 2 * n**3 / (time.perf_counter() - began)
-    return Speed(size * size / max(taken, 1e-9), operations)
+    return Speed(len(block) ** 2 / max(taken, 1e-9), operations)
 
 
 def sample(kernel: Kernel, shape: tuple[int, ...], dtype: str, n: int) -> Prepared:
-    """A prepared block of n random samples, to time a kernel or to learn the size of what it prepares."""
-    if kernel.kind == "precomputed":
-        return kernel.prepare(np.arange(n, dtype=dtype)[:, None])
+    """A prepared block of n random samples, to time a kernel or to learn the size of what it prepares.
+
+    Of precomputed matrices the first n samples, or all where there are fewer.
+    """
+    matrices = list(precomputed_terms(kernel))
+    if matrices:
+        n = min(n, *(matrix.size for matrix in matrices))
+        return kernel.prepare(np.arange(n, dtype=np.float64)[:, None])
     X = np.random.default_rng(0).random((n, *shape)).astype(dtype)
     return kernel.prepare(X)
 

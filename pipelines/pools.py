@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from . import datasets
-from .array_files import open_array
 from .errors import DataError, ExperimentError
-from .experiment import Data, Experiment, RandomRows, precomputed_tables
+from .experiment import Data, Experiment, RandomRows
+from .precomputed import precomputed_terms
 from .preprocessing import Preprocessing
 from .stores import Axis
 from .tiles import Grid
@@ -139,7 +139,11 @@ def resolve(experiment: Experiment) -> Pools:
                 )
     shape = preprocessing.output_shape(tuple(train.X.shape[1:]))
     kernel.check(kernel_shape(kernel.inputs, shape))
-    warnings = (*dataset.warnings, *_duplicates(train, dataset.test, split))
+    warnings = (
+        *dataset.warnings,
+        *_duplicates(train, dataset.test, split),
+        *_short_samples(train, experiment),
+    )
     return Pools(dataset, train, dataset.test, permutation, split, preprocessing, task, warnings)
 
 
@@ -170,13 +174,18 @@ def _load(experiment: Experiment) -> datasets.Dataset:
 
 def _indices(experiment: Experiment, paths: dict[str, str]) -> datasets.Dataset:
     """Samples of a precomputed kernel: their indices. Labels come from ``y`` and, for ``cross``, ``y_test``."""
-    table = next(precomputed_tables(experiment.kernel))
-    n = int(open_array(table["gram"], ["K"]).shape[0])
+    first, *others = precomputed_terms(experiment.kernel_object)
+    n, m = first.size, first.test_size
+    for other in others:
+        if (other.size, other.test_size) != (n, m):
+            raise DataError(
+                f"{other.gram_path} has {other.size} samples and {other.test_size} test samples,"
+                f" {first.gram_path} {n} and {m}: precomputed terms must be matrices of the same samples"
+            )
     y, labels = datasets.read_labels(paths["y"], "y", task=experiment.task)
     train = datasets.Pool("arrays", np.arange(n, dtype=np.float64)[:, None], y, labels)
     test = None
-    if "y_test" in paths and table.get("cross"):
-        m = int(open_array(table["cross"], ["K"]).shape[0])
+    if "y_test" in paths and m:
         y_test, _ = datasets.read_labels(paths["y_test"], "y_test", labels, task=experiment.task)
         test = datasets.Pool("arrays/test", np.arange(n, n + m, dtype=np.float64)[:, None], y_test, labels)
     return datasets.Dataset("arrays", train, test, 1.0, (), f"precomputed-{n}")
@@ -292,6 +301,36 @@ def evaluation_rows(split: Split) -> Sequence[np.ndarray]:
     """Rows of the pool on which predictions are made."""
     candidates = (split.validation, split.test if split.test_in_pool else None)
     return [rows for rows in candidates if rows is not None]
+
+
+def _short_samples(train: datasets.Pool, experiment: Experiment) -> list[str]:
+    """Samples of own arrays so short that a kernel, which divides by norms, makes (nearly) nothing of them."""
+    floor = max(_floors(experiment.kernel_object.describe()), default=0.0)
+    if experiment.data.source != "arrays" or experiment.data.preprocess or not floor:
+        return []
+    zero, short = datasets.short_samples(train.X, floor)
+    n = len(train.X)
+    found = []
+    if zero:
+        verb = "is" if zero == 1 else "are"
+        found.append(f"{zero} of {n} samples {verb} all zero: their kernel with any sample is 0 (SPEC K2)")
+    if short:
+        verb = "has" if short == 1 else "have"
+        found.append(
+            f"{short} of {n} samples {verb} a norm below {floor:g} and nearly count as zero (SPEC K2); scale the data"
+        )
+    return found
+
+
+def _floors(description: Any) -> Iterator[float]:
+    """The norms below which the kernels of a description normalise no further."""
+    if isinstance(description, dict):
+        if isinstance(description.get("floor"), float):
+            yield description["floor"]
+        description = list(description.values())
+    if isinstance(description, list):
+        for value in description:
+            yield from _floors(value)
 
 
 def _duplicates(train: datasets.Pool, test: datasets.Pool | None, split: Split) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kernels.arrays import Array
-from kernels.base import Cost, Kernel, KernelError, Prepared, row_ids
+from kernels.base import Cost, Kernel, KernelError, Prepared, Product, Scaled, Sum, row_ids
 from kernels.registry import register
 
 from .array_files import open_array
@@ -20,7 +20,7 @@ from .errors import DataError
 
 
 @functools.lru_cache(maxsize=8)
-def _matrix(path: str, modified: int) -> Any:
+def _matrix(path: str, version: tuple[int, ...]) -> Any:
     matrix = open_array(path, ["K"])
     if matrix.ndim != 2 or matrix.dtype not in (np.float32, np.float64):
         raise DataError(
@@ -30,10 +30,13 @@ def _matrix(path: str, modified: int) -> Any:
 
 
 def _open(path: str) -> Any:
-    where = Path(path)
-    if not where.exists():
-        raise DataError(f"{path}: no such file")
-    return _matrix(path, where.stat().st_mtime_ns)
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    return _matrix(path, (status.st_mtime_ns, status.st_size, status.st_ino))
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,27 @@ class Precomputed(Kernel):
     def size(self) -> int:
         return int(_open(self.gram_path).shape[0])
 
+    @property
+    def test_size(self) -> int:
+        """m, the number of test samples; 0 without ``cross``."""
+        return 0 if self.cross_path is None else int(_open(self.cross_path).shape[0])
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        if tuple(shape) != (1,):
+            raise KernelError(
+                f"a precomputed kernel takes indices, an array (n, 1), not samples of shape {tuple(shape)}"
+            )
+
     def prepare(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Prepared:
-        return Prepared({"index": np.asarray(X)[:, 0].astype(np.int64)}, row_ids(X, rows), pool)
+        values = np.asarray(X)
+        self.check(values.shape[1:])
+        values, count = values[:, 0], self.size + self.test_size
+        wrong = values[~((values >= 0) & (values < count) & (values == np.rint(values)))]
+        if len(wrong):
+            raise DataError(
+                f"{self.gram_path}: {wrong[0]} is no index of its samples, a whole number from 0 to {count - 1}"
+            )
+        return Prepared({"index": values.astype(np.int64)}, row_ids(X, rows), pool)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         n = self.size
@@ -84,15 +106,32 @@ class Precomputed(Kernel):
         return table if self.cross_path is None else {**table, "cross": self.cross_path}
 
 
+def precomputed_terms(kernel: Kernel) -> Iterator[Precomputed]:
+    """The precomputed kernels that ``kernel`` consists of or contains."""
+    if isinstance(kernel, Precomputed):
+        yield kernel
+    elif isinstance(kernel, Scaled):
+        yield from precomputed_terms(kernel.term)
+    elif isinstance(kernel, Sum | Product):
+        for term in kernel.terms:
+            yield from precomputed_terms(term)
+
+
 def _rectangle(matrix: Any, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Rows i and columns j, both increasing runs, by one slice and a choice inside it."""
-    rows, columns = slice(int(i[0]), int(i[-1]) + 1), slice(int(j[0]), int(j[-1]) + 1)
-    block = np.asarray(matrix[rows, columns])
-    return np.array(block[np.ix_(i - i[0], j - j[0])])
+    """Rows i and columns j, in any order: a permuted pool scatters them."""
+    if _is_run(i) and _is_run(j):
+        return np.array(matrix[int(i[0]) : int(i[-1]) + 1, int(j[0]) : int(j[-1]) + 1])
+    if isinstance(matrix, np.ndarray):
+        return matrix[np.ix_(i, j)]
+    return np.asarray(matrix.oindex[i, j])
+
+
+def _is_run(rows: np.ndarray) -> bool:
+    return len(rows) > 0 and bool((np.diff(rows) == 1).all())
 
 
 def _content(*paths: str | None) -> str:
-    """A digest of shapes, dtypes and sampled entries, so that another matrix gets another store."""
+    """A digest of shapes, dtypes and all entries, so that another matrix gets another store."""
     sha = hashlib.sha256()
     for path in paths:
         if path is None:
@@ -118,6 +157,14 @@ def _check_symmetric(path: str, matrix: Any) -> None:
             )
 
 
+def _check_finite(path: str, matrix: Any) -> None:
+    for start in range(0, matrix.shape[0], 256):
+        bad = ~np.isfinite(np.asarray(matrix[start : start + 256]))
+        if bad.any():
+            i, j = np.argwhere(bad)[0]
+            raise DataError(f"{path}: the entry at row {start + i}, column {j} is NaN or infinite")
+
+
 def _build(table: Mapping[str, Any]) -> Kernel:
     unknown = set(table) - {"kind", "gram", "cross", "content"}
     if unknown:
@@ -127,10 +174,7 @@ def _build(table: Mapping[str, Any]) -> Kernel:
         raise KernelError(
             'a precomputed kernel needs gram = "K.npy" (and cross = "K_test.npy" for a test set)'
         )
-    try:
-        _check(gram, cross, fresh="content" not in table)
-    except DataError as error:
-        raise KernelError(str(error)) from None
+    _check(gram, cross, fresh="content" not in table)
     return Precomputed(gram, cross, str(table.get("content") or _content(gram, cross)))
 
 
@@ -139,12 +183,17 @@ def _check(gram: str, cross: str | None, *, fresh: bool) -> None:
     matrix = _open(gram)
     if matrix.shape[0] != matrix.shape[1]:
         raise DataError(f"{gram}: a Gram matrix is square, not {matrix.shape}")
+    if matrix.shape[0] == 0:
+        raise DataError(f"{gram}: holds no samples")
     if fresh:
+        _check_finite(gram, matrix)
         _check_symmetric(gram, matrix)
     if cross is not None and _open(cross).shape[1] != matrix.shape[1]:
         raise DataError(
             f"{cross}: has {_open(cross).shape[1]} columns, but {gram} has {matrix.shape[1]} samples"
         )
+    if fresh and cross is not None:
+        _check_finite(cross, _open(cross))
 
 
 register("precomputed", _build)

@@ -223,7 +223,7 @@ def test_gram_of_own_arrays_is_dense_and_symmetric(tmp_path, name):
 
 def test_gram_of_two_arrays_goes_on_after_a_kill(tmp_path):
     rng = np.random.default_rng(0)
-    X, Y = rng.normal(size=(300, 16, 16, 1)), rng.normal(size=(140, 16, 16, 1))
+    X, Y = rng.normal(size=(300, 11, 11, 1)), rng.normal(size=(140, 11, 11, 1))
     np.save(tmp_path / "X.npy", X)
     np.save(tmp_path / "Y.npy", Y)
     (tmp_path / "k.toml").write_text(RELU_TOML)

@@ -479,3 +479,20 @@ def test_scratch_memory_is_as_stated(kernel: Convolutional, n: int, shape: tuple
     peak = tracemalloc.get_traced_memory()[1] - K.nbytes
     tracemalloc.stop()
     assert kernel.cost(2, n, shape).scratch_bytes == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("patches", "shape", "message"),
+    [
+        ((100_001,), (8, 8, 1), r"patch of layer 1 \(100001x100001\) .* acts on: 8x8;"),
+        ((9,), (8, 8, 1), "layer 1 .* 8x8;"),
+        ((3, 5), (8, 8, 1), "layer 2 .* 8x8 -> 3x3;"),
+    ],
+)
+def test_patches_larger_than_their_grid_are_refused(patches: tuple, shape: tuple, message: str) -> None:
+    """Protects from arrays of terabytes, and from patches of zeros; sizes are given layer by layer."""
+    kernel = Convolutional(tuple(Layer(patch, "relu", subsampling=2) for patch in patches))
+    with pytest.raises(KernelError, match=message):
+        kernel.check(shape)
+    Convolutional((Layer(8, "relu"),)).check((8, 8, 1))
+    Convolutional((Layer(8, "relu"),), pooling_mode="same").check((1, 8, 1))

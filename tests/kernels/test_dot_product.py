@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kernels.base import KernelError
 from kernels.deep import FullyConnected
-from kernels.dot_product import DotProduct, kappa_0, kappa_1
+from kernels.dot_product import DotProduct, kappa_0, kappa_1, raise_to
 
 SQRT_3 = math.sqrt(3)
 
@@ -254,3 +254,24 @@ def test_scratch_memory_is_as_stated(kernel: DotProduct | FullyConnected) -> Non
     peak = tracemalloc.get_traced_memory()[1] - K.nbytes
     tracemalloc.stop()
     assert kernel.cost(600, 3000, (20,)).scratch_bytes == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 5, 6, 7, 12, 31, 1000])
+def test_powers_equal_those_of_numpy(degree: int) -> None:
+    """Protects powers by squaring, of even, odd and large degrees, down to values that underflow."""
+    u = np.linspace(-1, 1, 101)
+    values = DotProduct("polynomial", degree=degree).kappa(u)
+    np.testing.assert_allclose(values, u**degree, rtol=1e-12)
+
+
+def test_a_power_takes_few_products() -> None:
+    """Protects from time that grows with the degree: product by product, this one would never end."""
+    u = np.array([1.0, -1.0, 0.5])
+    raise_to(u, 10**18 + 1, np.empty(3))
+    np.testing.assert_array_equal(u, [1, -1, 0])
+
+
+def test_a_parameter_of_another_kernel_says_whose_it_is() -> None:
+    """Protects ``exponential`` with a degree: whose that is, and what is needed instead."""
+    with pytest.raises(KernelError, match=r"it belongs to 'polynomial': exponential takes sigma"):
+        DotProduct("exponential", degree=2)

@@ -113,6 +113,17 @@ LAYER = 'kind = "convolutional"\nlayers = [{patch = 3, kernel = "relu"}, {patch 
         (LAYER % 'pooling = "mean"', r"kernel.layers\[1\].pooling = 'mean' is unknown"),
         (LAYER % 'kind = "x"', r"kernel.layers\[1\].kind is not a key here"),
         ('kind = "sum"\nterms = []', "kernel.terms must be a list"),
+        ('kind = "sum"\nterms = 3', "kernel.terms must be a list"),
+        (
+            'kind = "dot-product"\nkernel = "polynomial"\ndegree = 1001',
+            "kernel.degree must be at most 1000, got 1001",
+        ),
+        ('kind = "fully-connected"\nfamily = "rf"\ndepth = 1001', "kernel.depth must be at most 1000"),
+        ('kind = "dot-product"\nkernel = "exponential"\nsigma = 1e-200', "kernel.sigma .* overflow"),
+        (
+            'kind = "convolutional"\nlayers = [{patch = 3, kernel = "exponential", sigma = 1e-30}]',
+            r"kernel.layers\[0\].sigma .* overflow",
+        ),
         ('kind = "sum"\nterms = [{kind = "dot-product"}]', r"kernel.terms\[0\].kernel is missing"),
         (
             'kind = "sum"\nterms = [{kind = "dot-product", kernel = "linear", weight = -1}]',
@@ -166,3 +177,30 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     assert from_description({"kind": "theirs"}) == DotProduct("linear")
     with pytest.raises(KernelError, match=r"\(entry point no_such_module:build\) failed: ModuleNotFound"):
         from_description({"kind": "broken"})
+
+
+def test_errors_meant_for_the_user_pass_unchanged() -> None:
+    """Protects exit codes: an error of a registered kernel that carries one keeps its type and message."""
+
+    class NoData(Exception):
+        exit_code = 3
+
+    def build(table: object) -> Kernel:
+        raise NoData("K.npy: no such file")
+
+    register("mine", build)
+    with pytest.raises(NoData, match=r"^K\.npy: no such file$"):
+        from_description({"kind": "sum", "terms": [{"kind": "mine"}]})
+
+
+@pytest.mark.parametrize(
+    "kernel", [DotProduct("linear"), Convolutional((Layer(3, "relu"),)), FullyConnected("rf")]
+)
+def test_a_misspelt_weight_is_recognised(kernel: Kernel) -> None:
+    """Protects terms: the weight, which the sum reads, is among the keys that a term may have."""
+    with pytest.raises(
+        KernelError, match=r"kernel.terms\[0\].wieght is not a key here: did you mean 'weight'"
+    ):
+        from_description({"kind": "sum", "terms": [{**kernel.describe(), "wieght": 2}]})
+    with pytest.raises(KernelError, match=r"^(?!.*weight\b).*xyzzy"):
+        from_description({**kernel.describe(), "xyzzy": 2})

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from pipelines.datasets import (
     pool_digest,
     read_labels,
     require_two_classes,
+    short_samples,
     validate,
 )
 from pipelines.errors import DataError, DiskFull, ExperimentError
@@ -747,8 +749,84 @@ def test_class_ids_never_pass_for_regression_targets():
 
 def test_training_needs_two_classes():
     require_two_classes(np.array([0, 1]), "training")
+    with pytest.raises(DataError, match="the training range holds one sample, hence one class"):
+        require_two_classes(np.array([4]), "training")
     with pytest.raises(DataError, match="all 3 samples of the training range have one class"):
         require_two_classes(np.array([4, 4, 4]), "training")
+
+
+def test_extended_precision_samples_are_refused(tmp_path):
+    """Wider floats than float64 would lose digits unasked."""
+    wide = np.zeros((3, 2), np.longdouble)
+    if wide.dtype.itemsize <= 8:
+        pytest.skip("this platform has no wider float")
+    with pytest.raises(DataError, match=r"X\.npy has dtype .*: save it as float64"):
+        load("arrays", paths=save(tmp_path, X=wide))
+
+
+@pytest.mark.parametrize("task", [None, "classification", "regression"])
+def test_non_finite_labels_are_named_by_their_own_file(task, tmp_path):
+    """The file to mend is that of y, whatever the task."""
+    paths = save(tmp_path, X=np.zeros((3, 2)), y=np.array([0.0, np.nan, 1.0]))
+    with pytest.raises(DataError, match=r"1 value is NaN or infinite in y of \S*y\.npy: .* at row 1;"):
+        load("arrays", paths=paths, task=task)
+
+
+def test_byte_strings_that_are_not_ascii_are_refused(tmp_path):
+    """Their encoding is not known."""
+    paths = save(tmp_path, X=np.zeros((2, 2)), y=np.array(["a", "ä"]).astype("U1"))
+    np.save(paths["y"], np.array([b"a", "ä".encode("latin-1")]))
+    with pytest.raises(DataError, match=r"y\.npy holds byte strings that are not ASCII"):
+        load("arrays", paths=paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("X.npy", b"garbage", "is not a .npy file"),
+        ("X.npy", b"", "is not a .npy file"),
+        ("X.npz", b"garbage", "is not a .npz file"),
+        ("X.npz", b"PK\x03\x04 cut short", "is not a .npz file"),
+    ],
+)
+def test_nobody_is_advised_to_unpickle(name, content, words, tmp_path):
+    """NumPy's own messages advise to; objects are refused with what to save instead."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        load("arrays", paths={"X": str(tmp_path / name)})
+    assert "pickle" not in str(caught.value)
+    objects = np.array([{}, []], dtype=object)
+    np.save(tmp_path / "o.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "o.npz", X=objects)
+    for file in ("o.npy", "o.npz"):
+        with pytest.raises(DataError, match="holds Python objects; save numbers or strings") as caught:
+            load("arrays", paths={"X": str(tmp_path / file)})
+        assert "pickle" not in str(caught.value)
+
+
+def test_files_under_a_wrong_ending_are_refused(tmp_path):
+    """A .npy file called .npz, the other way round, and an .npz member that is no array."""
+    np.save(tmp_path / "a.npy", np.zeros((2, 2)))
+    (tmp_path / "a.npy").rename(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", X=np.zeros((2, 2)))
+    (tmp_path / "c.npz").rename(tmp_path / "d.npy")
+    with zipfile.ZipFile(tmp_path / "e.npz", "w") as archive:
+        archive.writestr("X.npy", "text")
+    for file, words in [("b.npz", "not a .npz"), ("d.npy", "not a .npy"), ("e.npz", "'X' is not an array")]:
+        with pytest.raises(DataError, match=words):
+            load("arrays", paths={"X": str(tmp_path / file)})
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_array_inside_a_zarr_group_is_read(zarr_format, tmp_path):
+    """Its path is a folder without an ending."""
+    X = np.arange(6.0).reshape(3, 2)
+    group = zarr.open_group(tmp_path / "G.zarr", mode="w", zarr_format=zarr_format)
+    group.create_array("X", data=X)
+    loaded = load("arrays", paths={"X": str(tmp_path / "G.zarr" / "X")})
+    np.testing.assert_array_equal(loaded.train.X, X)
+    with pytest.raises(DataError, match=r"not a Zarr array|is a Zarr group"):
+        load("arrays", paths={"X": str(tmp_path / "G.zarr")})
 
 
 # Order, duplicates, digests
@@ -809,3 +887,17 @@ def test_digests_see_every_byte_the_dtype_and_the_shape_but_not_the_layout():
     assert block_digests(X.reshape(100, 2, 3, 1), 10)[0] != digests[0]
     assert block_digests(np.asfortranarray(X), 10) == digests
     assert len({pool_digest(digests), pool_digest(digests[:-1]), pool_digest(digests[::-1])}) == 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.uint8, bool])
+def test_short_samples_are_counted(dtype):
+    """Zero rows and rows below the floor, across blocks, for every dtype; extreme values do not overflow."""
+    X = np.ones((2500, 4), dtype)
+    X[[0, 1024, 2499]] = 0
+    if np.dtype(dtype).kind == "f":
+        X[7] = 4e-7  # its norm, 8e-7, is below 1e-6
+        X[8] = 6e-7  # its norm, 1.2e-6, is not
+        X[9] = np.finfo(dtype).max
+        assert short_samples(X, 1e-6) == (3, 1)
+    else:
+        assert short_samples(X, 1e-6) == (3, 0)

@@ -400,6 +400,7 @@ def test_variants_share_a_base(tmp_path: Path) -> None:
     ("variants", "said"),
     [
         ([], "variants"),
+        (3, "variants"),
         ({"label": "x"}, "variants"),
         (["x"], "variants"),
         ([{"kernel": {"depth": 2}}], r"variants\[0\] needs a label"),
@@ -501,3 +502,40 @@ def test_the_table_of_an_experiment_makes_it_again(tmp_path: Path) -> None:
     one = read(tmp_path, BASE)
     again = Experiment.model_validate(json.loads(json.dumps(one.table())))
     assert again.table() == one.table()
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    """Protects files of editors that begin UTF-8 with a mark."""
+    file = tmp_path / "e.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + toml(BASE).encode())
+    (one,) = load(file).experiments
+    assert one.name == BASE["name"]
+
+
+@pytest.mark.parametrize("where", ["x" * 5000, "x" * 5000 + ".toml", "a/" * 3000, "a\0b", "a\0b.toml"])
+def test_names_that_no_system_takes_are_refused(tmp_path: Path, where: str) -> None:
+    """Protects the command line and ``extends`` from arguments that are too long, and from long answers."""
+    with pytest.raises(ExperimentError, match=r"no such file|no shipped experiment") as caught:
+        load(where)
+    assert len(str(caught.value)) < 400
+    (tmp_path / "e.toml").write_text(toml({**BASE, "extends": where}))
+    with pytest.raises(ExperimentError):
+        load(tmp_path / "e.toml")
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a b", "ä", "a/b", "x" * 101, 3])
+def test_a_bad_name_says_which_characters_are_allowed(tmp_path: Path, name: Any) -> None:
+    """Protects from answers in regular expressions."""
+    said = refusal(tmp_path, changed("name", name))
+    assert "name: must be 1 to 100 letters, digits, dots, underscores or hyphens" in said
+    assert "^" not in said
+
+
+@pytest.mark.parametrize("terms", [3, "x", {"kind": "dot-product"}, [3]])
+def test_terms_that_are_no_list_are_refused(tmp_path: Path, terms: Any) -> None:
+    """Protects sums from terms of another type, in experiments and in kernel files."""
+    kernel = {"kind": "sum", "terms": terms}
+    assert "kernel.terms" in refusal(tmp_path, changed("kernel", kernel))
+    (tmp_path / "k.toml").write_text(toml(kernel))
+    with pytest.raises(ExperimentError, match=r"kernel\.terms"):
+        experiment.read_kernel(tmp_path / "k.toml")

@@ -238,3 +238,16 @@ def test_random_rows_are_a_table_of_their_own() -> None:
     """Protects the model of ``[data]``: what is read is what ``_split`` asks for."""
     data = Data.model_validate({"source": "digits", "train": 5, "validation": {"random": 2}})
     assert isinstance(data.validation, RandomRows)
+
+
+@pytest.mark.parametrize("preprocess", [[], ["scale"]])
+def test_samples_that_count_as_zero_are_reported(samples: small.Samples, preprocess: list[str]) -> None:
+    """Protects from data in tiny units; what preprocessing makes of them is not known yet."""
+    path = Path(samples.experiment().data.X or "")
+    X = np.load(path)
+    X[3] = 0
+    X[5:8] *= 1e-9
+    np.save(path, X)
+    said = " ".join(resolved(samples, preprocess=preprocess).warnings)
+    assert (f"1 of {len(X)} samples is all zero" in said) == (not preprocess)
+    assert (f"3 of {len(X)} samples have a norm below 1e-06" in said) == (not preprocess)
