@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kernels.base import Kernel, KernelError
 from kernels.registry import from_description
 
-from . import precomputed as _registers_its_kernel  # noqa: F401
+from . import precomputed
 from .errors import ExperimentError
 from .preprocessing import Preprocessing
 
@@ -89,11 +89,8 @@ class Data(Table):
         given = [key for key in ARRAY_KEYS if getattr(self, key) is not None]
         if self.source != "arrays" and given:
             raise ValueError(f'{given[0]} goes with source = "arrays" only, not with "{self.source}"')
-        if self.source == "arrays":
-            if self.folder is not None:
-                raise ValueError('folder goes with the named data sets; source = "arrays" takes X and y')
-            if (self.X_test is None) != (self.y_test is None) and self.X is not None:
-                raise ValueError("X_test and y_test go together")
+        if self.source == "arrays" and self.folder is not None:
+            raise ValueError('folder goes with the named data sets; source = "arrays" takes X and y')
         return self
 
     @property
@@ -185,6 +182,8 @@ class Experiment(Table):
             self._check_precomputed()
         elif self.data.source == "arrays" and self.data.X is None:
             raise ValueError('data.X is missing: source = "arrays" needs the paths X and y')
+        elif (self.data.X_test is None) != (self.data.y_test is None):
+            raise ValueError("data.X_test and data.y_test go together")
         if self.data.source == "arrays" and self.data.y is None:
             needed = "path y" if self.uses_precomputed else "paths X and y"
             raise ValueError(f'data.y is missing: source = "arrays" needs the {needed}')
@@ -202,12 +201,8 @@ class Experiment(Table):
                 raise ValueError(f"data.{key} has no meaning for a precomputed kernel: leave it out")
         if self.data.preprocess:
             raise ValueError("data.preprocess has no meaning for a precomputed kernel: leave it out")
+        _check_leaves(self.kernel)
         for path, table in kernel_leaves(self.kernel):
-            if table.get("kind") != "precomputed":
-                raise ValueError(
-                    f"{path}: a precomputed kernel cannot be combined with a kernel of samples; compute the"
-                    " matrix of that one as well (megagram gram) and give it as a precomputed term"
-                )
             if self.data.y_test is not None and table.get("cross") is None:
                 raise ValueError(f"{path}.cross is missing: it goes together with data.y_test")
             if self.data.y_test is None and table.get("cross") is not None:
@@ -318,15 +313,17 @@ def read_kernel(path: Path) -> Kernel:
 
     Raises:
         ExperimentError: naming the file and the key.
+        DataError: the matrices of a precomputed kernel cannot be used.
     """
     table = read_toml(path)
     table = table["kernel"] if isinstance(table.get("kernel"), dict) else table
     _absolute_kernel_paths(table, path.parent)
     try:
-        _refuse_content(table)
+        _check_leaves(table)
         kernel = from_description(table)
     except KernelError as error:
         raise ExperimentError(f"{path}: {error}") from None
+    precomputed.sizes(kernel)
     return _single(kernel, path)
 
 
@@ -342,10 +339,19 @@ def kernel_leaves(kernel: Mapping[str, Any], path: str = "kernel") -> Iterator[t
         yield from kernel_leaves(term, place)
 
 
-def _refuse_content(kernel: Mapping[str, Any]) -> None:
-    """Raise KernelError where a user's table claims what a matrix holds, which stores alone may."""
-    for path, table in kernel_leaves(kernel):
-        if table.get("kind") == "precomputed" and "content" in table:
+def _check_leaves(kernel: Mapping[str, Any]) -> None:
+    """Raise KernelError where a user's table of precomputed matrices combines them with kernels of samples,
+    or claims what they hold, which descriptions of stores alone may."""
+    leaves = list(kernel_leaves(kernel))
+    if all(table.get("kind") != "precomputed" for _, table in leaves):
+        return
+    for path, table in leaves:
+        if table.get("kind") != "precomputed":
+            raise KernelError(
+                f"{path}: a precomputed kernel cannot be combined with a kernel of samples; compute the"
+                " matrix of that one as well (megagram gram) and give it as a precomputed term"
+            )
+        if "content" in table:
             raise KernelError(f"{path}.content is computed from the matrices: leave it out")
 
 
@@ -479,7 +485,6 @@ def _override(table: dict[str, Any], text: str, *, only_present: bool = False) -
 def _experiment(table: Mapping[str, Any], path: Path) -> Experiment:
     try:
         experiment = Experiment.model_validate(table)
-        _refuse_content(experiment.kernel)
         _single(experiment.kernel_object, path)
     except ValidationError as error:
         raise ExperimentError(f"{path}: {explain(error, Experiment)}") from None

@@ -21,7 +21,7 @@ from .experiment import Experiment
 from .features import prepared_description
 from .gram import gram_description
 from .pools import Pools, fit_rows, kernel_shape, needed_tiles
-from .precomputed import precomputed_terms
+from .precomputed import sizes
 from .stores import FeatureStore, GramStore, existing
 from .tiles import Grid, Tile
 from .wording import bytes_text
@@ -269,10 +269,9 @@ def sample(kernel: Kernel, shape: tuple[int, ...], dtype: str, n: int) -> Prepar
 
     Of precomputed matrices the first n samples, or all where there are fewer.
     """
-    matrices = list(precomputed_terms(kernel))
-    if matrices:
-        n = min(n, *(matrix.size for matrix in matrices))
-        return kernel.prepare(np.arange(n, dtype=np.float64)[:, None])
+    stored, _ = sizes(kernel)
+    if stored:
+        return kernel.prepare(np.arange(min(n, stored), dtype=np.float64)[:, None])
     X = np.random.default_rng(0).random((n, *shape)).astype(dtype)
     return kernel.prepare(X)
 

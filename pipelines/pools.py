@@ -13,7 +13,7 @@ import numpy as np
 from . import datasets
 from .errors import DataError, ExperimentError
 from .experiment import Data, Experiment, RandomRows
-from .precomputed import precomputed_terms
+from .precomputed import sizes
 from .preprocessing import Preprocessing
 from .stores import Axis
 from .tiles import Grid
@@ -174,14 +174,7 @@ def _load(experiment: Experiment) -> datasets.Dataset:
 
 def _indices(experiment: Experiment, paths: dict[str, str]) -> datasets.Dataset:
     """Samples of a precomputed kernel: their indices. Labels come from ``y`` and, for ``cross``, ``y_test``."""
-    first, *others = precomputed_terms(experiment.kernel_object)
-    n, m = first.size, first.test_size
-    for other in others:
-        if (other.size, other.test_size) != (n, m):
-            raise DataError(
-                f"{other.gram_path} has {other.size} samples and {other.test_size} test samples,"
-                f" {first.gram_path} {n} and {m}: precomputed terms must be matrices of the same samples"
-            )
+    n, m = sizes(experiment.kernel_object)
     y, labels = datasets.read_labels(paths["y"], "y", task=experiment.task)
     train = datasets.Pool("arrays", np.arange(n, dtype=np.float64)[:, None], y, labels)
     test = None

@@ -106,15 +106,35 @@ class Precomputed(Kernel):
         return table if self.cross_path is None else {**table, "cross": self.cross_path}
 
 
-def precomputed_terms(kernel: Kernel) -> Iterator[Precomputed]:
+def sizes(kernel: Kernel) -> tuple[int, int]:
+    """n and m, the samples and test samples of the matrices that ``kernel`` consists of; 0, 0 for no matrices.
+
+    Raises:
+        DataError: terms that are matrices of different numbers of samples.
+    """
+    found = list(_terms(kernel))
+    if not found:
+        return 0, 0
+    first = found[0]
+    n, m = first.size, first.test_size
+    for other in found:
+        if (other.size, other.test_size) != (n, m):
+            raise DataError(
+                f"{other.gram_path} has {other.size} samples and {other.test_size} test samples,"
+                f" {first.gram_path} {n} and {m}: precomputed terms must be matrices of the same samples"
+            )
+    return n, m
+
+
+def _terms(kernel: Kernel) -> Iterator[Precomputed]:
     """The precomputed kernels that ``kernel`` consists of or contains."""
     if isinstance(kernel, Precomputed):
         yield kernel
     elif isinstance(kernel, Scaled):
-        yield from precomputed_terms(kernel.term)
+        yield from _terms(kernel.term)
     elif isinstance(kernel, Sum | Product):
         for term in kernel.terms:
-            yield from precomputed_terms(term)
+            yield from _terms(term)
 
 
 def _rectangle(matrix: Any, i: np.ndarray, j: np.ndarray) -> np.ndarray:

@@ -67,6 +67,7 @@ def test_tiles_found_damaged_by_the_solve_are_computed_again(
     assert tile_files(root) == before
 
 
+@pytest.mark.slow
 def test_prepared_blocks_found_damaged_are_made_again(driver: Driver, finished: Path) -> None:
     """Protects the stages before: damage to what tiles are computed from does not end a run."""
     root = finished

@@ -23,7 +23,7 @@ def test_a_worker_killed_in_the_middle_costs_only_its_tasks(
     """Protects a run from the loss of a worker: it goes on, and every bit is that of an undisturbed run."""
     profile = driver.folder / "two.toml"
     profile.write_text('kind = "local"\nworkers = 2\n')
-    process = driver.start(*driver.command(root, "--cluster", str(profile)), before=("--delay", "0.2"))
+    process = driver.start(*driver.command(root, "--cluster", str(profile)), before=("--delay", "0.1"))
     killed: list[int] = []
 
     def kill_one_that_computes() -> bool:

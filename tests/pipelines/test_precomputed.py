@@ -190,7 +190,7 @@ def test_a_test_set_needs_its_matrix_and_its_labels(
     ("data", "said"),
     [
         ({"source": "digits", "y": None, "y_test": None}, 'data.source = "digits" has no meaning'),
-        ({"X": "X.npy", "X_test": "X.npy"}, r"data\.X has no meaning"),
+        ({"X": "X.npy"}, r"data\.X has no meaning"),
         ({"X_test": "X.npy"}, r"data\.X_test has no meaning"),
         ({"preprocess": ["scale"]}, r"data\.preprocess has no meaning for a precomputed kernel"),
         ({"y": None}, r"data\.y is missing"),
@@ -224,6 +224,10 @@ def test_terms_are_matrices_of_the_same_samples(matrices: Matrices, root: Path) 
     for term in (smaller, {"cross": matrices.path("few")}):
         with pytest.raises(DataError, match="matrices of the same samples"):
             pools.resolve(Experiment.model_validate(combined(matrices, {}, term)))
+        file = matrices.folder / "kernel.toml"
+        file.write_text(toml(combined(matrices, {}, term)["kernel"]))
+        with pytest.raises(DataError, match="matrices of the same samples"):
+            experiment.read_kernel(file)
 
 
 def test_terms_of_samples_are_refused(matrices: Matrices) -> None:
@@ -236,6 +240,10 @@ def test_terms_of_samples_are_refused(matrices: Matrices) -> None:
     }
     with pytest.raises(ValidationError, match=r"kernel\.terms\[1\]\.term: .* cannot be combined"):
         Experiment.model_validate(table)
+    file = matrices.folder / "kernel.toml"
+    file.write_text(toml(table["kernel"]))
+    with pytest.raises(ExperimentError, match=r"kernel\.terms\[1\]\.term: .* cannot be combined"):
+        experiment.read_kernel(file)
 
 
 @pytest.mark.parametrize("values", [[0.5], [-1.0], [60.0], [np.nan]])
@@ -271,6 +279,19 @@ def test_a_matrix_smaller_than_the_calibrations_blocks(
     assert max(asked) == (40, 40)
     assert speed.entries == 40 * 40
     assert plan.sample(kernel, (1,), "float32", 4096).rows.tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+def test_an_experiment_on_a_permuted_subset(tmp_path: Path, root: Path, suffix: str) -> None:
+    """Protects data.order: tiles of a permuted pool hold the user's entries in that order."""
+    table = Matrices(tmp_path / "own", suffix).table()
+    table["data"].update(train=10, validation=[10, 16], order={"permutation": 3})
+    made = small.make(Experiment.model_validate(table), root)
+    K = Matrices(tmp_path / "same").K
+    order = np.random.RandomState(3).permutation(40)
+    assert made.pools.permutation == 3
+    np.testing.assert_array_equal(made.dense()[:16, :10], K[np.ix_(order[:16], order[:10])])
+    np.testing.assert_array_equal(made.dense("test")[:, :10], K[40:, order[:10]])
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".zarr"])
