@@ -213,7 +213,7 @@ def extreme_eigenvalues(
 ) -> tuple[float, float]:
     """Estimates of the smallest and the largest eigenvalue of a symmetric (n, n) operator, by Lanczos.
 
-    multiply: (n,) -> (n,) float64. Stops when the smallest is known to ``tolerance`` or after ``steps``
+    multiply: (n,) -> (n,) float64. Stops when both are known to ``tolerance`` or after ``steps``
     products; the estimates lie inside the spectrum, so the smallest is never below the true one.
     """
     rng = np.random.default_rng(0)
@@ -233,7 +233,7 @@ def extreme_eigenvalues(
         if ended or k % 10 == 9:
             tridiagonal = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
             values, vectors = np.linalg.eigh(tridiagonal)
-            if ended or length * abs(vectors[-1, 0]) <= tolerance:
+            if ended or length * np.abs(vectors[-1, [0, -1]]).max() <= tolerance:
                 return float(values[0]), float(values[-1])
         off_diagonal.append(length)
         basis[k + 1] = vector / length
