@@ -133,7 +133,9 @@ def _table(study: Study, root: Path, entries: list[tuple[str, Path, dict[str, An
     final = store.commit(run, made)
     tables: list[NamedTable] = [(study.description or study.name, *report.study_table(made))]
     if by_ridge := report.ridge_table(made):
-        tables.append(("Test scores at each ridge, expected ones in brackets", *by_ridge))
+        tables.append(
+            ("Test scores at each ridge (accuracies in percent), expected ones in brackets", *by_ridge)
+        )
     judged = [verdict(result) for _, _, result in entries]
     missed = any(one is not None and one.status == "not reached" for one in judged)
     return Outcome(study.name, tuple(tables), final / "report.html", tuple(r for _, _, r in entries), missed)

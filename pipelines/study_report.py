@@ -65,7 +65,8 @@ def study_page(study: Mapping[str, Any]) -> Page:
     ridges = _study_ridges(study)
     if ridges:
         caption = (
-            f"Test scores; below each the expected one and the difference. A ridge picked here is {ORACLE}."
+            "Test scores, accuracies in percent; below each the expected one and the difference."
+            f" A ridge picked here is {ORACLE}."
         )
         table = Table.of(("", *(ridge_text(r) for r in ridges)), _ridge_rows(study, ridges), caption)
         sections.append(Section("Test scores at each ridge λ", (table,)))
@@ -159,16 +160,21 @@ def _ridge_rows(study: Mapping[str, Any], ridges: Sequence[float]) -> list[list[
         row: list[str | Cell] = [variant["label"]]
         for ridge in ridges:
             entry = at_ridge(evaluation["path"], ridge)
-            obtained = score_text(metric_of(entry.get("test"), metric) if entry else None, metric)
+            obtained = _plain_score(metric_of(entry.get("test"), metric) if entry else None, metric)
             comparison = found.at(ridge) if found else None
             if found and comparison:
                 apart = difference_text(comparison.difference, metric)
-                note = f"{score_text(comparison.expected, metric)}, {apart}"
+                note = f"{_plain_score(comparison.expected, metric)}, {apart}"
                 row.append(Cell(obtained, note=note, tone=found.tone(comparison)))
             else:
                 row.append(obtained)
         rows.append(row)
     return rows
+
+
+def _plain_score(value: float | None, metric: str) -> str:
+    """A score without its unit, which the table's caption gives: many columns must fit on a page."""
+    return score_text(value, metric).removesuffix(" %")
 
 
 def _study_figures(study: Mapping[str, Any]) -> Iterator[Block]:

@@ -458,9 +458,9 @@ def test_study_over_ridges_judges_each_number(tmp_path):
     study = report.make_study("t", "T", "r", "now", [("one", a_result("oracle", expected=expected), "x")])
     html = report.build_study(study, tmp_path).read_text(encoding="utf-8")
     part = html.split("<h2>Test scores at each ridge λ</h2>")[1].split("</section>")[0]
-    assert re.findall(r'class="(good|bad)">([\d.]+ %)', part) == [("good", "90.50 %"), ("bad", "91.50 %")]
-    assert "95.00 %, -3.50" in part
-    assert "92.50 %" in part  # a ridge of which nothing was expected
+    assert re.findall(r'class="(good|bad)">([\d.]+)', part) == [("good", "90.50"), ("bad", "91.50")]
+    assert "95.00, -3.50" in part
+    assert "92.50" in part  # a ridge of which nothing was expected
 
 
 def test_study_is_json_and_leaves_its_results_alone():
