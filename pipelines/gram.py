@@ -38,7 +38,7 @@ class GramJob:
     """All that a worker needs to compute tiles; small.
 
     kernel: JSON description; one store for each of its outputs. rows, columns: feature stores' paths.
-    samples: digest of the stores' axes: a worker that outlives a run must not take what it kept of a store
+    samples: digests of the two stores' axes: a worker that outlives a run must not take what it kept of a store
     for what the store holds since its data grew. cache_bytes: how much of prepared blocks a worker may keep.
     requested: which output is asked for; the others are stored where it is computed.
     """
@@ -47,7 +47,7 @@ class GramJob:
     stores: tuple[str, ...]
     rows: str
     columns: str
-    samples: str
+    samples: tuple[str, str]
     cache_bytes: int
     requested: int = -1
 
@@ -219,7 +219,7 @@ def job_of(kernel: Kernel, stores: list[GramStore], rows: Path, columns: Path, m
         tuple(str(store.path) for store in stores),
         str(rows),
         str(columns),
-        digest([FeatureStore(rows).axes, FeatureStore(columns).axes]),
+        (digest(FeatureStore(rows).axes), digest(FeatureStore(columns).axes)),
         memory.cache_bytes(memory_bytes),
     )
 
@@ -257,7 +257,7 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
                 continue
             lacking = [k for k, store in enumerate(stores) if not store.has((i, j))]
             started = time.perf_counter()
-            a, b = cache.block(job.rows, i, job.samples), cache.block(job.columns, j, job.samples)
+            a, b = cache.block(job.rows, i, job.samples[0]), cache.block(job.columns, j, job.samples[1])
             path = kernel.path(a)
             blocks = kernel.pair(a, b)
             blocks = blocks if len(kernel.outputs) > 1 else blocks[None]
@@ -396,7 +396,7 @@ def _features(path: str, samples: str) -> FeatureStore:
 
 
 @lru_cache(maxsize=8)
-def _stores(paths: tuple[str, ...], samples: str) -> list[GramStore]:
+def _stores(paths: tuple[str, ...], samples: tuple[str, str]) -> list[GramStore]:
     return [GramStore(Path(path)) for path in paths]
 
 

@@ -418,3 +418,19 @@ def test_progress_runs_from_what_is_stored_to_all(samples: small.Samples, root: 
     assert seen[0] == (3, 12)
     assert seen[-1] == (12, 12)
     assert seen == sorted(seen)
+
+
+def test_blocks_of_the_pool_are_kept_once_for_both_matrices(samples: small.Samples, root: Path) -> None:
+    """Protects the memory that the plan promised: the test set's matrix reads the pool's blocks again."""
+    samples.write(20, "_test")
+    test = {"X_test": str(samples.folder / "X_test.npy"), "y_test": str(samples.folder / "y_test.npy")}
+    made = small.make(samples.experiment(data={**test, "test": 20}), root)
+    train, cross = made.stores["train"][-1], made.stores["test"][-1]
+    rows, columns = (Path(report.store) for report in (made.features[-1], made.features[0]))
+    jobs = [
+        gram.job_of(made.kernel, [train], columns, columns, small.MEMORY),
+        gram.job_of(made.kernel, [cross], rows, columns, small.MEMORY),
+    ]
+    cache = gram.BlockCache(small.MEMORY)
+    blocks = [cache.block(job.columns, 0, job.samples[1]) for job in jobs]
+    assert blocks[0] is blocks[1]
