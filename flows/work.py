@@ -198,7 +198,11 @@ class Work:
                 self._use(store.path)
         self.journal.stores(
             [
-                {"role": _role(m.role, store), "path": str(store.path), "needed": results.by_row(m.needed)}
+                {
+                    "role": m.role if len(self._stores[m.role]) == 1 else _role(m.role, store),
+                    "path": str(store.path),
+                    "needed": results.by_row(m.needed),
+                }
                 for m in matrices
                 for store in self._stores[m.role]
             ]
@@ -515,10 +519,9 @@ def _toml_key(key: str) -> str:
 
 
 def _role(role: str, store: GramStore) -> str:
-    """What a store holds of a run: the role and, for networks, the family."""
+    """What a store holds of a run that fills several: the role and the family."""
     kernel = store.description["kernel"]
-    family = kernel.get("family") or {True: "ntk", False: "rf"}.get(kernel.get("tangent"))
-    return f"{role}, {family}" if family else role
+    return f"{role}, {kernel.get('family') or ('ntk' if kernel.get('tangent') else 'rf')}"
 
 
 def hash_array(values: np.ndarray | None) -> str | None:
