@@ -48,22 +48,20 @@ def run_study(study: Study, root: Path, profile: str, display: Display, *, comma
     """
     root = root.resolve()
     engine = open_engine()
-    done: dict[str, Work] = {}
+    # Folder and result of each; its data go with the run.
+    done: dict[str, tuple[Path, dict[str, Any]]] = {}
     with Cluster(Profile.load(profile), root, display.line) as cluster:
         display.line(engine.name)
         # Kernels that bring another one along come first: an NTK's pass leaves nothing to do for the RF.
         for experiment in sorted(study.experiments, key=lambda e: -len(run_kernel(e).outputs)):
             work = Work(experiment, root, cluster, display, command=command, engine=lambda: engine.name)
             run_flow("krr", krr, work, engine=engine, run_name=f"{experiment.name} {work.run}")
-            done[experiment.name] = work
+            done[experiment.name] = work.folder, work.result
     if not study.is_table:
-        (work,) = done.values()
-        result = work.result
+        ((folder, result),) = done.values()
         header, rows = report.terminal_table(result)
-        return Outcome("", (("", header, rows),), work.folder / "report.html", (result,), False)
-    return _table(
-        study, root, [(e.label, done[e.name].folder, done[e.name].result) for e in study.experiments]
-    )
+        return Outcome("", (("", header, rows),), folder / "report.html", (result,), False)
+    return _table(study, root, [(e.label, *done[e.name]) for e in study.experiments])
 
 
 def rebuild_reports(study: Study, root: Path) -> list[Path]:

@@ -299,7 +299,7 @@ def _matrix(
     axes = [pools.test_axis, pools.pool_axis] if test else [pools.pool_axis]
     dtype = experiment.gram.dtype
     stores: list[Path | None] = []
-    present = set(needed)
+    present: set[Tile] = set()
     for output in kernel.outputs:
         described = {
             **gram_description(pools, output, test=test),
@@ -308,12 +308,10 @@ def _matrix(
         }
         found = existing(root, GramStore.kind, described, axes)
         stores.append(found[0] if found else None)
-        if found is None:
-            present = set()
-            continue
-        store = GramStore(found[0])
-        whole = {t for t in store.present() if store.grid.extent(t) == grid.extent(t)}
-        present &= whole
+        # A tile is there when the experiment's own matrix has it: nothing is computed for the others alone.
+        if found is not None and output.fingerprint == experiment.kernel_object.fingerprint:
+            store = GramStore(found[0])
+            present = {t for t in store.present() if store.grid.extent(t) == grid.extent(t)}
     tile_bytes = grid.side**2 * np.dtype(dtype).itemsize + 4
     return MatrixPlan(role, tuple(stores), grid, frozenset(needed), frozenset(present), tile_bytes)
 

@@ -12,7 +12,7 @@ import reference
 import small
 
 from kernels.dot_product import DotProduct
-from pipelines import gram, leases, memory, tasks
+from pipelines import gram, leases, memory, plan, pools, tasks
 from pipelines.errors import ChunkLost, NumericalError, StoreError
 from pipelines.stores import GramStore
 from pipelines.tiles import Rectangle
@@ -434,3 +434,15 @@ def test_blocks_of_the_pool_are_kept_once_for_both_matrices(samples: small.Sampl
     cache = gram.BlockCache(small.MEMORY)
     blocks = [cache.block(job.columns, 0, job.samples[1]) for job in jobs]
     assert blocks[0] is blocks[1]
+
+
+def test_nothing_is_computed_for_the_sake_of_the_other_output(samples: small.Samples, root: Path) -> None:
+    """Protects a matrix that was made alone: asked for jointly, its tiles are there, in plan and run."""
+    alone = samples.experiment(kernel=NTK, gram={"joint": False})
+    jointly = samples.experiment(kernel=NTK)
+    small.make(alone, root)
+    resolved = pools.resolve(jointly)
+    kernel = plan.run_kernel(jointly)
+    assert len(kernel.outputs) == 2
+    assert all(not matrix.missing for matrix in plan.matrix_plans(jointly, resolved, kernel, root))
+    assert small.make(jointly, root).computed == {"train": 0}

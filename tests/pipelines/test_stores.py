@@ -320,6 +320,40 @@ def test_a_process_that_dies_while_growing_loses_nothing(
     np.testing.assert_array_equal(grown.read_tile(3, 3), tile_of(grown, (3, 3)))
 
 
+def test_a_driver_that_looked_before_another_grew_the_store_takes_nothing_back(root: Path) -> None:
+    """Protects growth by two drivers: who would make the store smaller again is refused, and no tile is lost."""
+    fill(gram_store(root))
+    early = gram_store(root)
+    fill(gram_store(root, 20))
+    with pytest.raises(StoreError, match="run again"):
+        early.grow([axis_of(data(13))])
+    late = gram_store(root, 20)
+    assert late.shape == (20, 20)
+    assert len(late.present()) == 15
+
+
+def test_growth_is_one_process_at_a_time(root: Path) -> None:
+    """Protects the shape: a lock of a living process is respected, one that was left behind is taken over."""
+    store = gram_store(root)
+    (store.path / "growing").mkdir()
+    with pytest.raises(StoreError, match="another process takes in appended samples"):
+        gram_store(root, 13)
+    os.utime(store.path / "growing", (1.0, 1.0))
+    assert gram_store(root, 13).shape == (13, 13)
+    assert not (store.path / "growing").exists()
+
+
+def test_a_half_removed_store_is_passed_by(root: Path) -> None:
+    """Protects runs from what a killed clean left: a folder without metadata, which nothing can open."""
+    store = gram_store(root)
+    fill(store)
+    (store.path / "zarr.json").unlink()
+    beside = gram_store(root)
+    assert beside.path != store.path
+    assert beside.present() == set()
+    assert gram_store(root).path == beside.path
+
+
 def test_a_store_in_use_does_not_grow(root: Path) -> None:
     """Protects a living driver from a store whose ends move under it."""
     store = gram_store(root, 10)
