@@ -16,7 +16,7 @@ from .engine import open_engine
 
 
 def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan]:
-    """A plan for each experiment of a study; kernels that share their parameters are timed once."""
+    """A plan for each experiment of a study, with the workers and memory that the profile comes to here."""
     resources = Profile.load(profile).resources()
     return [
         plan.make(
@@ -115,11 +115,11 @@ def _reachable(root: Path) -> str:
 
 
 # Samples of the named data sets: list must not read them.
-_POOLS: dict[str, tuple[int, tuple[int, ...]]] = {
-    "digits": (1797, (8, 8, 1)),
-    "mnist": (60_000, (28, 28, 1)),
-    "fashion-mnist": (60_000, (28, 28, 1)),
-    "cifar10": (50_000, (32, 32, 3)),
+_SHAPES: dict[str, tuple[int, ...]] = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion-mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
 }
 
 
@@ -134,8 +134,7 @@ def _estimate(one: experiment.Experiment, speeds: dict[str, tuple[plan.Speed, fl
     One kernel of each kind is timed; the others of its kind follow by what they say they cost.
     """
     kernel = plan.run_kernel(one)
-    _, image = _POOLS[one.data.source]
-    shape = pools.kernel_shape(kernel.inputs, image)
+    shape = pools.kernel_shape(kernel.inputs, _SHAPES[one.data.source])
     work = _work(kernel, shape)
     if kernel.kind not in speeds:
         speeds[kernel.kind] = plan.calibrate(kernel, shape, one.gram.dtype), work
