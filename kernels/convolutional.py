@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from .arrays import Array, namespace
 from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, same_rows
-from .layers import Layer, Stage, stages_on
+from .fused import choose
+from .layers import Layer
+from .network import Network, network_on
 from .parameters import choice, flag
 from .pooling import MODES
 from .recursion import Recursion
@@ -81,92 +81,48 @@ class Convolutional(Kernel):
         super().check(shape)
         if min(shape) < 1:
             raise KernelError(f"images of shape {tuple(shape)} are empty")
-        self._stages(shape)
+        self._network(shape)
 
     def prepare(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Prepared:
         """Keep the images, and compute the patch norms of every layer in float64 (C6).
 
         Arrays: ``image`` (n, h, w, c), and ``norm1``, ``norm2``, ... (n, positions of the layer's grid).
         """
-        xp = namespace(X)
-        dtype = require_float(X)
+        require_float(X)
         self.check(X.shape[1:])
         rows = row_ids(X, rows)
-        recursion = self._recursion(X.shape[1:], xp, np.dtype(np.float64), tangent=False)
-        norms = [xp.empty((len(X), math.prod(stage.grid)), dtype) for stage in recursion.stages]
-        step = recursion.pairs_per_block
-        for start in range(0, len(X), step):
-            block = X[start : start + step].astype(np.float64)
-            for norm, values in zip(norms, recursion.patch_norms(block), strict=True):
-                norm[start : start + step] = values
-        arrays = {"image": xp.ascontiguousarray(X)}
-        arrays.update({f"norm{number}": norm for number, norm in enumerate(norms, 1)})
-        return Prepared(arrays, rows, pool)
+        X = namespace(X).ascontiguousarray(X)
+        network = self._network(X.shape[1:])
+        norms = choose(network, self.tangent, X).patch_norms(network, X)
+        return Prepared({"image": X} | {f"norm{k}": norm for k, norm in enumerate(norms, 1)}, rows, pool)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         image_a, image_b = a.arrays["image"], b.arrays["image"]
-        xp = namespace(image_a, image_b)
+        namespace(image_a, image_b)
         if image_a.shape[1:] != image_b.shape[1:] or image_a.dtype != image_b.dtype:
             raise KernelError(
                 f"prepared blocks do not match: {image_a.dtype} images of shape {image_a.shape[1:]} "
                 f"against {image_b.dtype} images of shape {image_b.shape[1:]}"
             )
-        recursion = self._recursion(image_a.shape[1:], xp, np.dtype(image_a.dtype), bool(self.tangent))
-        result = xp.empty((len(self.outputs), len(a), len(b)), image_a.dtype)
-        same = same_rows(a, b)
-        symmetric = a is b
-        for group, part_b in b.blocks(recursion.group_size(image_b.shape[3])):
-            second = recursion.second(part_b)
-            p, q = recursion.block_shape(len(part_b))
-            for rows, part_a in a.blocks(p):
-                if symmetric and group.stop <= rows.start:
-                    continue
-                first = recursion.first(part_a)
-                for start in range(0, len(part_b), q):
-                    stop = min(start + q, len(part_b))
-                    columns = slice(group.start + start, group.start + stop)
-                    if symmetric and columns.stop <= rows.start:
-                        continue
-                    equal = _within(same, rows, columns, xp)
-                    values = recursion.block(first, second[start:stop], equal)
-                    for k, value in enumerate(values[-len(result) :]):
-                        result[k, rows, columns] = value
-        if symmetric:
-            for i in range(len(a)):
-                result[:, i + 1 :, i] = result[:, i, i + 1 :]
+        network = self._network(image_a.shape[1:])
+        path = choose(network, self.tangent, image_a)
+        result = path.pair(network, self.tangent, a, b, same_rows(a, b))
         return result if len(self.outputs) > 1 else result[0]
 
     def diag(self, a: Prepared) -> Array:
         image = a.arrays["image"]
-        xp = namespace(image)
-        recursion = self._recursion(image.shape[1:], xp, np.dtype(image.dtype), bool(self.tangent))
-        result = xp.empty((len(self.outputs), len(a)), image.dtype)
-        for rows, part in a.blocks(recursion.pairs_per_block):
-            first, second = recursion.first(part), recursion.second(part).paired()
-            equal = (xp.arange(len(part)), xp.zeros(len(part), np.int64))
-            values = recursion.block(first, second, equal)
-            for k, value in enumerate(values[-len(result) :]):
-                result[k, rows] = value[:, 0]
+        network = self._network(image.shape[1:])
+        result = choose(network, self.tangent, image).diag(network, self.tangent, a)
         return result if len(self.outputs) > 1 else result[0]
+
+    def path(self, a: Prepared) -> str:
+        image = a.arrays["image"]
+        return choose(self._network(image.shape[1:]), self.tangent, image).name(image)
 
     def cost(self, n: int, m: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
         self.check(shape)
         dtype = np.dtype(np.float32 if itemsize == 4 else np.float64)
-        return self._recursion(shape, np, dtype, bool(self.tangent)).cost(n, m, shape[2])
+        return Recursion(self._network(shape), bool(self.tangent), np, dtype).cost(n, m, shape[2])
 
-    def _stages(self, shape: tuple[int, ...]) -> tuple[Stage, ...]:
-        return stages_on(self.layers, self.pooling_mode, (int(shape[0]), int(shape[1])))
-
-    def _recursion(self, shape: tuple[int, ...], xp: ModuleType, dtype: np.dtype, tangent: bool) -> Recursion:
-        return Recursion(self._stages(shape), self.pooling_mode == "periodic", tangent, xp, dtype)
-
-
-def _within(
-    same: tuple[np.ndarray, np.ndarray], rows: slice, columns: slice, xp: ModuleType
-) -> tuple[Array, Array] | None:
-    """The pairs of ``same`` inside a block, as positions in the block; None where there are none."""
-    i, j = same
-    inside = (i >= rows.start) & (i < rows.stop) & (j >= columns.start) & (j < columns.stop)
-    if not inside.any():
-        return None
-    return xp.asarray(i[inside] - rows.start), xp.asarray(j[inside] - columns.start)
+    def _network(self, shape: tuple[int, ...]) -> Network:
+        return network_on(self.layers, self.pooling_mode, (int(shape[0]), int(shape[1])))

@@ -1,12 +1,9 @@
-"""Layers of a convolutional kernel, and the grids that they meet (SPEC C2 to C4)."""
+"""Layers of a convolutional kernel (SPEC C2 to C4)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
+from typing import Any, ClassVar
 
 from .base import KernelError
 from .dot_product import DEFAULT_FLOOR
@@ -21,7 +18,7 @@ from .parameters import (
     positive,
     whole,
 )
-from .pooling import KINDS, output_size, pooling_matrix
+from .pooling import KINDS
 
 
 @dataclass(frozen=True)
@@ -83,43 +80,3 @@ class Layer:
         if self.degree is not None:
             return self.degree
         return 1.0 if self.scale is None else self.scale
-
-
-class Stage(NamedTuple):
-    """A layer and the grid that its patches lie on; the matrices pool rows and columns (float64, host)."""
-
-    layer: Layer
-    grid: tuple[int, int]
-    rows: np.ndarray
-    columns: np.ndarray
-
-
-@lru_cache(maxsize=64)
-def stages_on(layers: tuple[Layer, ...], mode: str, grid: tuple[int, int]) -> tuple[Stage, ...]:
-    """``layers`` with pooling ``mode`` on images of h x w pixels.
-
-    Raises:
-        KernelError: when the grid vanishes, or a patch is larger than its grid; the message gives the sizes
-            layer by layer.
-    """
-    stages = []
-    way = f"{grid[0]}x{grid[1]}"
-    for number, layer in enumerate(layers, 1):
-        if layer.patch > max(grid):
-            raise KernelError(
-                f"the patch of layer {number} ({layer.patch}x{layer.patch}) is larger than the grid it acts on: "
-                f"{way}; use a smaller patch, larger images or less subsampling"
-            )
-        options = (layer.pooling, layer.subsampling, mode)
-        size = tuple(max(0, output_size(n, *options)) for n in grid)
-        way += f" -> {size[0]}x{size[1]}"
-        if 0 in size:
-            raise KernelError(
-                f"the grid vanishes: {way} at layer {number} ({layer.pooling} pooling, subsampling "
-                f"{layer.subsampling}); use larger images, less subsampling or fewer layers"
-            )
-        assert layer.poolfactor is not None
-        pooling = (layer.pooling, layer.subsampling, layer.poolfactor, mode)
-        stages.append(Stage(layer, grid, *(pooling_matrix(n, *pooling) for n in grid)))
-        grid = (size[0], size[1])
-    return tuple(stages)

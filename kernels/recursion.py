@@ -19,7 +19,8 @@ import numpy as np
 from .arrays import Array
 from .base import Cost, Prepared
 from .dot_product import angles, inverse_norms, raise_to
-from .layers import Layer, Stage
+from .layers import Layer
+from .network import Network, Stage
 from .patches import extract_patches, sum_over_patches
 from .workspace import Workspace, block_bytes
 
@@ -64,19 +65,16 @@ class Side:
 class Recursion:
     """The recursion over layers for blocks of pairs of images of one size and dtype."""
 
-    def __init__(
-        self, stages: Sequence[Stage], periodic: bool, tangent: bool, xp: ModuleType, dtype: np.dtype
-    ) -> None:
-        self.stages = stages
-        self._periodic = periodic
+    def __init__(self, network: Network, tangent: bool, xp: ModuleType, dtype: np.dtype) -> None:
+        self.stages = network.stages
+        self._periodic = network.periodic
         self._tangent = tangent
         self._xp = xp
         self._dtype = dtype
         self._workspace = Workspace(xp, dtype)
         self._strip_entries = block_bytes(xp) // dtype.itemsize
         self._pooling = [self._pooling_matrices(stage) for stage in self.stages[:-1]]
-        last = self.stages[-1]
-        weights = np.kron(last.rows.T @ last.rows, last.columns.T @ last.columns)
+        weights = np.kron(*network.trace_weights)
         self._uniform = float(weights[0, 0]) if np.all(weights == weights[0, 0]) else None
         self._weights = None if self._uniform is not None else xp.asarray(weights, dtype)
 

@@ -1,0 +1,77 @@
+"""Which code runs a convolutional kernel: fused code for the host or the device, or the general path.
+
+All of them compute the same numbers (within the stated tolerances) from the same prepared blocks. The fused
+ones cover many networks, the general one all; the environment variable ``MEGAGRAM_KERNEL_PATH`` forces one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, Protocol
+
+import numpy as np
+
+from . import cuda, general, native
+from .arrays import Array, namespace
+from .base import KernelError, Prepared
+from .network import Network
+
+VARIABLE = "MEGAGRAM_KERNEL_PATH"
+CHOICES = ("auto", "general", "compiled", "cuda")
+
+Tangent = bool | Literal["both"]
+
+
+class Path(Protocol):
+    """What the modules ``general``, ``native`` and ``cuda`` provide."""
+
+    def name(self, image: Array) -> str:
+        """Name of the code that runs on arrays like ``image``, for reports: ``numpy``, ``compiled avx512``."""
+
+    def obstacle(self, network: Network, tangent: Tangent, image: Array) -> str | None:
+        """Why this path cannot take the network on prepared images (n, h, w, c), in one line; None if it can."""
+
+    def pair(
+        self,
+        network: Network,
+        tangent: Tangent,
+        a: Prepared,
+        b: Prepared,
+        same: tuple[np.ndarray, np.ndarray],
+    ) -> Array:
+        """The block (outputs, n, m) between two prepared blocks; ``same`` as ``base.same_rows`` gives it.
+
+        Where ``b is a`` the block is symmetric to the last bit.
+        """
+
+    def diag(self, network: Network, tangent: Tangent, a: Prepared) -> Array:
+        """The diagonal (outputs, n) of the block of ``a`` with itself."""
+
+    def patch_norms(self, network: Network, images: Array) -> list[Array]:
+        """Patch norms of every layer, (n, positions) each, in the dtype of the images (n, h, w, c) (C6)."""
+
+
+def choose(network: Network, tangent: Tangent, image: Array) -> Path:
+    """The path that runs ``network`` on prepared images (n, h, w, c).
+
+    Raises:
+        KernelError: the environment asks for a path that does not exist, or that cannot take this.
+    """
+    wanted = os.environ.get(VARIABLE, "auto")
+    if wanted not in CHOICES:
+        raise KernelError(f"{VARIABLE}={wanted} is unknown: choose from {', '.join(CHOICES)}")
+    if wanted == "general":
+        return general
+    host = namespace(image) is np
+    if wanted == ("cuda" if host else "compiled"):
+        raise KernelError(
+            f"{VARIABLE}={wanted}, but the arrays are on the {'host' if host else 'device'}: "
+            f"use {VARIABLE}=auto, general or {'compiled' if host else 'cuda'}"
+        )
+    fused: Path = native if host else cuda
+    reason = fused.obstacle(network, tangent, image)
+    if reason is None:
+        return fused
+    if wanted != "auto":
+        raise KernelError(f"{VARIABLE}={wanted}, but {reason}")
+    return general
