@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ClusterError
 from .profiles import Profile, Resources
 from .signals import sigterm_unwinds
-from .worker import blas_environment
+from .worker import blas_environment, kernel_path_set
 
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster
@@ -47,12 +47,13 @@ def open_cluster(profile: Profile) -> Iterator[Client | None]:
             within ``profile.worker_timeout`` seconds.
     """
     if profile.kind == "serial":
-        yield None
+        with kernel_path_set(profile):
+            yield None
         return
     import dask
     import distributed  # noqa: F401  # its defaults must be loaded before they are changed for a while
 
-    with sigterm_unwinds(), dask.config.set(_dask_config(profile)):
+    with sigterm_unwinds(), kernel_path_set(profile), dask.config.set(_dask_config(profile)):
         opened = _connected(profile) if profile.kind == "address" else _started(profile)
         with opened as client:
             yield client

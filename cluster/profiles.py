@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,10 @@ from .errors import ProfileError
 SHIPPED = Path(__file__).with_name("profiles")
 MEMORY_SHARE = 0.8
 """Of the memory that is free at the start; the rest is left to the driver and the page cache."""
+
+KERNEL_PATHS = ("auto", "general", "compiled", "cuda")
+KERNEL_PATH_VARIABLE = "MEGAGRAM_KERNEL_PATH"
+"""The variable that kernels read. Set by the user, it wins over a profile's ``kernel_path``."""
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -44,7 +48,9 @@ class Profile:
     scheduler). workers: a number, or "auto" for one per GPU, else one per core. memory: bytes per worker, or
     "auto" for an equal share of what is free. blas_threads: threads of the linear algebra library per
     worker. blas_coretype: OpenBLAS's core type; "auto" chooses by the processor, "default" leaves
-    the choice to OpenBLAS. environment: further variables of the workers. scratch: folder for their
+    the choice to OpenBLAS. kernel_path: the code that computes convolutional kernels: "general", "compiled"
+    (on the host, whatever GPUs there are), "cuda", or "auto" for the quickest that can.
+    environment: further variables of the workers. scratch: folder for their
     temporary files. dashboard: False, or the port of Dask's pages. worker_timeout: seconds to wait for
     workers.
     """
@@ -56,6 +62,7 @@ class Profile:
     memory: int | Literal["auto"] = "auto"
     blas_threads: int = 1
     blas_coretype: str = "auto"
+    kernel_path: str = "auto"
     environment: Mapping[str, str] = field(default_factory=dict)
     scratch: str = ""
     dashboard: int | Literal[False] = False
@@ -64,6 +71,8 @@ class Profile:
     @classmethod
     def load(cls, name_or_path: str | Path) -> Profile:
         """Read a shipped profile by name, or a TOML file by path.
+
+        A kernel path that the user's environment asks for takes the place of the profile's.
 
         Raises:
             ProfileError: no such profile, an unknown key (the nearest one is named), or a bad value.
@@ -75,7 +84,14 @@ class Profile:
             raise ProfileError(f"{path}: cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise ProfileError(f"{path}: is not valid TOML ({error})") from error
-        return cls.from_table(table, name=path.stem, where=str(path))
+        profile = cls.from_table(table, name=path.stem, where=str(path))
+        asked = os.environ.get(KERNEL_PATH_VARIABLE)
+        if asked is None:
+            return profile
+        try:
+            return replace(profile, kernel_path=_CHECKS["kernel_path"](asked))
+        except ValueError as error:
+            raise ProfileError(f"the variable {KERNEL_PATH_VARIABLE} = {asked!r}: {error}") from None
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], name: str = "local", where: str = "profile") -> Profile:
@@ -102,7 +118,7 @@ class Profile:
 
     def resources(self) -> Resources:
         """Workers, memory per worker in bytes and GPUs that this profile comes to on this machine."""
-        gpus = visible_gpus() if self.kind == "local" else ()
+        gpus = visible_gpus() if self.kind == "local" and self.kernel_path != "compiled" else ()
         if self.kind == "serial":
             workers = 1
         elif self.workers == "auto":
@@ -226,11 +242,13 @@ def _auto_or(check: Callable[[object], int]) -> Callable[[object], int | str]:
     return either
 
 
-def _kind(value: object) -> str:
-    kinds = ("local", "serial", "address")
-    if value not in kinds:
-        raise ValueError(f"must be one of {', '.join(kinds)}{_nearest(str(value), kinds)}")
-    return str(value)
+def _one_of(choices: tuple[str, ...]) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}{_nearest(str(value), choices)}")
+        return str(value)
+
+    return check
 
 
 def _text(value: object) -> str:
@@ -242,6 +260,8 @@ def _text(value: object) -> str:
 def _environment(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or any(isinstance(item, dict | list) for item in value.values()):
         raise ValueError("a table of variables is needed, each with one value")
+    if KERNEL_PATH_VARIABLE in value:
+        raise ValueError(f"{KERNEL_PATH_VARIABLE} would reach the workers alone: use the key kernel_path")
     return {name: str(item) for name, item in value.items()}
 
 
@@ -260,12 +280,13 @@ def _seconds(value: object) -> float:
 
 
 _CHECKS: dict[str, Callable[[object], Any]] = {
-    "kind": _kind,
+    "kind": _one_of(("local", "serial", "address")),
     "address": _text,
     "workers": _auto_or(lambda value: _whole(value, at_least=1)),
     "memory": _auto_or(parse_memory),
     "blas_threads": lambda value: _whole(value, at_least=1),
     "blas_coretype": _text,
+    "kernel_path": _one_of(KERNEL_PATHS),
     "environment": _environment,
     "scratch": _text,
     "dashboard": _port,

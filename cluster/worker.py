@@ -5,15 +5,16 @@ Nothing here imports NumPy at its top: the linear algebra library reads these va
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .profiles import Profile
+from .profiles import KERNEL_PATH_VARIABLE, Profile
 
 _AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -40,6 +41,28 @@ def set_blas_environment(profile: Profile | None = None) -> dict[str, str]:
     chosen = _core_type(profile or Profile(), os.environ)
     os.environ.update(chosen)
     return chosen
+
+
+@contextlib.contextmanager
+def kernel_path_set(profile: Profile) -> Iterator[None]:
+    """Have this process, and those that it starts meanwhile, take the profile's path for convolutional kernels.
+
+    Where the workers are those of a running scheduler, this process is none of them and takes what it has:
+    they are told with each task.
+    """
+    path = "auto" if profile.kind == "address" else profile.kernel_path
+    before = os.environ.get(KERNEL_PATH_VARIABLE)
+    if path == "auto" and (before is None or profile.kind != "address"):
+        yield
+        return
+    os.environ[KERNEL_PATH_VARIABLE] = path
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[KERNEL_PATH_VARIABLE]
+        else:
+            os.environ[KERNEL_PATH_VARIABLE] = before
 
 
 def describe_worker(dask_worker: Any = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def gram_of_arrays(
     """Compute K(X, Y), or K(X, X) where ``y`` is None, into ``out`` (.npy or .zarr), dense.
 
     Until it is done, tiles lie in ``<out>.parts``; run the same command again to go on after a crash.
-    Returns path, shape, tiles computed and reused, seconds.
+    Returns path, shape, tiles computed and reused, tiles by the code that computed them, seconds.
 
     Raises:
         ExperimentError: an output that exists or has another ending, a bad dtype or kernel.
@@ -52,7 +53,10 @@ def gram_of_arrays(
     _check_disk(samples, kernel, dtype, out)
     root = out.with_name(out.name + ".parts")
     with Cluster(Profile.load(profile), root, display.line) as cluster:
+        shape = pools.kernel_shape(kernel.inputs, samples.raw_shape)
+        cluster.say_path(*cluster.ask(plan.path_of, kernel, shape, dtype))
         store, report = _assemble(kernel, samples, dtype, root, cluster, display)
+        paths = Counter(line["path"] for line in gram.made_by(store, store.present()))
     display.stage(out.name, "dense matrix")
     _export(store, out, root, transposed=y is not None)
     shutil.rmtree(root)
@@ -62,6 +66,7 @@ def gram_of_arrays(
         "dtype": dtype,
         "tiles_computed": report.computed,
         "tiles_reused": report.reused + report.by_others,
+        "paths": dict(paths),
         "seconds": round(time.perf_counter() - started, 3),
     }
 
@@ -126,9 +131,8 @@ def _assemble(
         (store,) = gram.open_stores(samples, kernel, dtype, root, test=test)
         rows, columns = store.grid.shape
         tiles = {(i, j) for i in range(rows) for j in range(columns) if store.grid.contains((i, j))}
-        speed = plan.calibrate(
-            kernel, pools.kernel_shape(kernel.inputs, samples.raw_shape), dtype, seconds=0.1
-        )
+        shape = pools.kernel_shape(kernel.inputs, samples.raw_shape)
+        speed = plan.calibrate(kernel, shape, dtype, seconds=0.1, ask=cluster.ask)
         (report,) = gram.assemble(
             kernel,
             [store],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any
 
 from cluster.profiles import Profile
+from cluster.worker import kernel_path_set
 from kernels.base import Kernel
+from kernels.fused import VARIABLE
 from pipelines import experiment, memory, plan, pools, provenance
 from pipelines.plan import Plan
 from pipelines.wording import bytes_text, seconds_text
@@ -17,17 +20,19 @@ from .engine import open_engine
 
 def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan]:
     """A plan for each experiment of a study, with the workers and memory that the profile comes to here."""
-    resources = Profile.load(profile).resources()
-    return [
-        plan.make(
-            one,
-            pools.resolve(one),
-            root.resolve(),
-            workers=resources.workers,
-            worker_bytes=resources.memory,
-        )
-        for one in study.experiments
-    ]
+    chosen = Profile.load(profile)
+    resources = chosen.resources()
+    with kernel_path_set(chosen):
+        return [
+            plan.make(
+                one,
+                pools.resolve(one),
+                root.resolve(),
+                workers=resources.workers,
+                worker_bytes=resources.memory,
+            )
+            for one in study.experiments
+        ]
 
 
 def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
@@ -40,6 +45,7 @@ def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
         rows.append((f"tiles ({m.role})", f"{len(m.missing)} missing, {present} present", what))
     cost = made.cost
     rows += [
+        ("computed by", made.path, made.path_remark),
         (
             "operations",
             f"{cost.operations:.3g}",
@@ -92,7 +98,8 @@ def doctor_facts(root: Path) -> dict[str, str]:
     facts["BLAS"] = f"{blas.get('library')} {blas.get('version')}, core type {blas.get('core_type')}"
     facts["BLAS threads"] = f"{blas.get('threads')} in this process, 1 in each worker"
     facts["GPU"] = provenance.gpu()
-    facts["path of kernels"] = "cupy" if not facts["GPU"].startswith("none") else "numpy"
+    facts |= {f"{path} path": state for path, state in provenance.paths().items()}
+    facts["kernel path asked for"] = os.environ.get(VARIABLE, "auto")
     facts["root"] = _reachable(root)
     facts["plots"] = "matplotlib" if "matplotlib" in facts else "none: pip install 'megagram[plot]'"
     facts["flows"] = open_engine().name

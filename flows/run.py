@@ -108,6 +108,7 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
         "ridge": evaluation["ridge"],
         "tiles_computed": result["gram"]["tiles_computed"],
         "tiles_reused": result["gram"]["tiles_reused"],
+        "paths": result["gram"]["paths"],
         "seconds": round(result["seconds"], 3),
         "store": own["path"],
         "report": str(Path(result["folder"]) / "report.html"),

@@ -5,26 +5,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from cluster.local import open_cluster
 from cluster.preflight import preflight
-from cluster.profiles import Profile, Resources
+from cluster.profiles import KERNEL_PATH_VARIABLE, Profile, Resources
 from cluster.watchdog import Watchdog, explain
-from cluster.worker import describe_worker
+from cluster.worker import describe_worker, kernel_path_set
 from kernels.base import digest
 from pipelines import features, fit, gram, leases, memory, plan, pools, provenance, report, results, tasks
 from pipelines.errors import ChunkLost, MegagramError
 from pipelines.experiment import Experiment
 from pipelines.stores import FeatureStore, GramStore
+
+T = TypeVar("T")
 
 
 class Display(Protocol):
@@ -38,15 +41,33 @@ class Display(Protocol):
 
 
 class Cluster:
-    """A cluster that starts when the first task needs it, and is shared by all runs of a study."""
+    """A cluster that starts when the first task needs it, and is shared by all runs of a study.
+
+    A context manager, within which this process, too, computes by the profile's kernel path.
+    """
 
     def __init__(self, profile: Profile, root: Path, say: Callable[[str], None]) -> None:
         self.profile = profile
         self.worker: dict[str, Any] = {}
         self._root = root
         self._say = say
+        self._said: set[str] = set()
         self._stack = contextlib.ExitStack()
+        self._told = contextlib.ExitStack()
         self._workers: tasks.Workers | None = None
+
+    def say_path(self, path: str, remark: str) -> None:
+        """Say which code computes the tiles, and why none quicker does: once each, in however many runs."""
+        for text in (f"tiles are computed by {path}", remark):
+            if text and text not in self._said:
+                self._said.add(text)
+                self._say(text)
+
+    def ask(self, function: Callable[..., T], *arguments: Any) -> T:
+        """``function(*arguments)`` on a machine like those of the workers: on this one, or on one of theirs."""
+        if self.profile.kind == "address":
+            return tasks.ask(self.workers(), function, *arguments)
+        return function(*arguments)
 
     @cached_property
     def resources(self) -> Resources:
@@ -77,7 +98,8 @@ class Cluster:
         info = client.scheduler_info(n_workers=-1)["workers"].values()
         gpus = sum(1 for worker in info if worker["resources"].get("GPU"))
         needs = {"GPU": 1.0} if gpus else None
-        self._workers = tasks.Workers(client, gpus or len(info), needs, watchdog.check)
+        told = told_path(self.profile)
+        self._workers = tasks.Workers(client, gpus or len(info), needs, watchdog.check, told)
         return self._workers
 
     def rest(self) -> None:
@@ -91,10 +113,19 @@ class Cluster:
         self._stack.close()
 
     def __enter__(self) -> Cluster:
+        self._told.enter_context(kernel_path_set(self.profile))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._told.close()
+
+
+def told_path(profile: Profile) -> str:
+    """What workers are told to take for convolutional kernels; empty leaves it to the environment in which they were
+    started: a profile's "auto" is no wish, that of this process's environment is one."""
+    path = profile.kernel_path
+    return "" if path == "auto" and KERNEL_PATH_VARIABLE not in os.environ else path
 
 
 class Work:
@@ -149,8 +180,11 @@ class Work:
             self.root,
             workers=resources.workers,
             worker_bytes=resources.memory,
+            ask=self.cluster.ask,
         )
         self.plan.check()
+        if self.plan.tiles_missing:
+            self.cluster.say_path(self.plan.path, self.plan.path_remark)
         return {"tiles_missing": self.plan.tiles_missing, "expected_seconds": round(self.plan.seconds, 1)}
 
     def make_features(self) -> dict[str, Any]:
@@ -425,7 +459,7 @@ class Work:
                 else f"permutation {experiment.data.permutation}",
                 **{name: _extent(rows) for name, rows in data.sets.items()},
                 "sets": {name: hash_array(rows) for name, rows in data.sets.items()},
-                "test_of": "test set" if self._has_cross else "pool",
+                "test_of": data.test_of,
                 "shape": list(data.raw_shape),
                 "preprocess": data.preprocessing.describe(),
                 "warnings": [*data.warnings, *self.evaluation["notes"]],
@@ -447,6 +481,7 @@ class Work:
             "cluster": {
                 "profile": self.cluster.profile.name,
                 "workers": self.cluster.resources.workers,
+                "kernel_path": self.cluster.profile.kernel_path,
                 "worker": self.cluster.worker,
             },
             "provenance": {**provenance.machine(), "command": self.command},
@@ -456,14 +491,13 @@ class Work:
         }
 
     def _gram_facts(self) -> dict[str, Any]:
-        newest = {}
-        for role, store in zip(self._stores, self._own_stores(), strict=True):
-            for line in store.records():
-                for tile in line.get("tiles", ()):
-                    if tuple(tile) in self._needed[role]:
-                        newest[role, tuple(tile)] = line
-        paths = dict(Counter(line["path"] for line in newest.values()))
-        made_with = dict(Counter(line["made_with"] for line in newest.values()))
+        made = [
+            line
+            for role, store in zip(self._stores, self._own_stores(), strict=True)
+            for line in gram.made_by(store, self._needed[role])
+        ]
+        paths = dict(Counter(line["path"] for line in made))
+        made_with = dict(Counter(line["made_with"] for line in made))
         seconds = [s for r in self._reports.values() for s in r.tile_seconds]
         if len(seconds) > 2000:
             seconds = sorted(seconds)[:: len(seconds) // 2000 + 1]

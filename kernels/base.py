@@ -33,17 +33,26 @@ class Cost:
     operations: multiplications and additions.
     transcendentals: calls of exp, arccos or sqrt.
     scratch_bytes: memory needed beside the prepared blocks and the result.
+    products, passes, calls: only of the general path of convolutional kernels, whose time ``costs.seconds`` tells
+        from them: operations in products of matrices; operations entry by entry in the cache, or what takes as
+        long; calls of the array library.
     """
 
     operations: float
     transcendentals: float
     scratch_bytes: int
+    products: float = 0.0
+    passes: float = 0.0
+    calls: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.operations + other.operations,
             self.transcendentals + other.transcendentals,
             max(self.scratch_bytes, other.scratch_bytes),
+            self.products + other.products,
+            self.passes + other.passes,
+            self.calls + other.calls,
         )
 
 
@@ -173,6 +182,10 @@ class Kernel(ABC):
         """Name of the code that ``pair`` runs on blocks like ``a``: ``numpy`` or ``cupy``, the general path."""
         return namespace(*a.arrays.values()).__name__
 
+    def remark(self, a: Prepared) -> str:
+        """Why ``pair`` runs no quicker code on blocks like ``a``, where it usually would; else nothing."""
+        return ""
+
     def tile_side(self, dtype: str) -> int:
         """Side of this kernel's tiles: a constant of its class and dtype."""
         return self.tile_sides[np.dtype(dtype).name]
@@ -275,6 +288,20 @@ class _Composite(Kernel):
         for slot, term in zip(self._slots, self.terms, strict=True):
             yield term, a.part(str(slot))
 
+    def _pairs(self, a: Prepared, b: Prepared) -> Iterator[Array]:
+        """The blocks of all terms; of a block with itself, terms may compute one triangle alone."""
+        first = list(self._parts(a))
+        second = first if b is a else self._parts(b)
+        for (term, part_a), (_, part_b) in zip(first, second, strict=True):
+            yield term.pair(part_a, part_b)
+
+    def path(self, a: Prepared) -> str:
+        return ", ".join(dict.fromkeys(term.path(part) for term, part in self._parts(a)))
+
+    def remark(self, a: Prepared) -> str:
+        remarks = dict.fromkeys(term.remark(part) for term, part in self._parts(a))
+        return "; ".join(filter(None, remarks))
+
     def prepared_description(self) -> dict[str, Any]:
         distinct = {digest(d): d for d in (term.prepared_description() for term in self.terms)}
         return {"parts": list(distinct.values())}
@@ -313,8 +340,7 @@ class Sum(_Composite):
     kind: ClassVar[str] = "sum"
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
-        pairs = zip(self._parts(a), self._parts(b), strict=True)
-        return self._combine((term.pair(pa, pb) for (term, pa), (_, pb) in pairs), "add")
+        return self._combine(self._pairs(a, b), "add")
 
     def diag(self, a: Prepared) -> Array:
         return self._combine((term.diag(part) for term, part in self._parts(a)), "add")
@@ -327,8 +353,7 @@ class Product(_Composite):
     kind: ClassVar[str] = "product"
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
-        pairs = zip(self._parts(a), self._parts(b), strict=True)
-        return self._combine((term.pair(pa, pb) for (term, pa), (_, pb) in pairs), "multiply")
+        return self._combine(self._pairs(a, b), "multiply")
 
     def diag(self, a: Prepared) -> Array:
         return self._combine((term.diag(part) for term, part in self._parts(a)), "multiply")
@@ -356,6 +381,12 @@ class Scaled(Kernel):
 
     def prepare(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Prepared:
         return self.term.prepare(X, rows, pool)
+
+    def path(self, a: Prepared) -> str:
+        return self.term.path(a)
+
+    def remark(self, a: Prepared) -> str:
+        return self.term.remark(a)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         block = self.term.pair(a, b)

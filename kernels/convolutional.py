@@ -9,12 +9,12 @@ import numpy as np
 
 from .arrays import Array, namespace
 from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, same_rows
-from .fused import choose
+from .fused import choose, why_general
+from .general import engine
 from .layers import Layer
 from .network import Network, network_on
 from .parameters import choice, flag
 from .pooling import MODES
-from .recursion import Recursion
 
 __all__ = ["Convolutional", "Layer"]
 
@@ -93,7 +93,7 @@ class Convolutional(Kernel):
         rows = row_ids(X, rows)
         X = namespace(X).ascontiguousarray(X)
         network = self._network(X.shape[1:])
-        norms = choose(network, self.tangent, X).patch_norms(network, X)
+        norms = choose(network, self.tangent, X, preparing=True).patch_norms(network, X)
         return Prepared({"image": X} | {f"norm{k}": norm for k, norm in enumerate(norms, 1)}, rows, pool)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
@@ -119,10 +119,14 @@ class Convolutional(Kernel):
         image = a.arrays["image"]
         return choose(self._network(image.shape[1:]), self.tangent, image).name(image)
 
+    def remark(self, a: Prepared) -> str:
+        image = a.arrays["image"]
+        return why_general(self._network(image.shape[1:]), self.tangent, image)
+
     def cost(self, n: int, m: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
         self.check(shape)
         dtype = np.dtype(np.float32 if itemsize == 4 else np.float64)
-        return Recursion(self._network(shape), bool(self.tangent), np, dtype).cost(n, m, shape[2])
+        return engine(self._network(shape), self.tangent, np, dtype, shape[2]).cost(n, m)
 
     def _network(self, shape: tuple[int, ...]) -> Network:
         return network_on(self.layers, self.pooling_mode, (int(shape[0]), int(shape[1])))

@@ -7,6 +7,9 @@ ones cover many networks, the general one all; the environment variable ``MEGAGR
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,6 +21,8 @@ from .network import Network
 
 VARIABLE = "MEGAGRAM_KERNEL_PATH"
 CHOICES = ("auto", "general", "compiled", "cuda")
+
+_told: ContextVar[str] = ContextVar("kernel path", default="")
 
 Tangent = bool | Literal["both"]
 
@@ -51,24 +56,54 @@ class Path(Protocol):
         """Patch norms of every layer, (n, positions) each, in the dtype of the images (n, h, w, c) (C6)."""
 
 
-def choose(network: Network, tangent: Tangent, image: Array) -> Path:
-    """The path that runs ``network`` on prepared images (n, h, w, c).
+def asked() -> str:
+    """The path that is asked for, one of ``CHOICES`` unless it is misspelt."""
+    return _told.get() or os.environ.get(VARIABLE, "auto")
+
+
+@contextmanager
+def path_told(path: str) -> Iterator[None]:
+    """Within it this thread takes ``path``, whatever its environment says; where it is empty, nothing changes."""
+    before = _told.set(path or _told.get())
+    try:
+        yield
+    finally:
+        _told.reset(before)
+
+
+def why_general(network: Network, tangent: Tangent, image: Array) -> str:
+    """Why the general path runs ``network`` on images (n, h, w, c) though nobody asked for it, in one line; empty
+    where a fused path runs, or one path was asked for."""
+    return "" if asked() != "auto" else _fused(image).obstacle(network, tangent, image) or ""
+
+
+def _fused(image: Array) -> Path:
+    return native if namespace(image) is np else cuda
+
+
+def choose(network: Network, tangent: Tangent, image: Array, *, preparing: bool = False) -> Path:
+    """The path that runs ``network`` on images (n, h, w, c).
+
+    preparing: for norms alone. Blocks are often prepared on the host and paired on the device, so a path of the
+    other side is no contradiction then.
 
     Raises:
         KernelError: the environment asks for a path that does not exist, or that cannot take this.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    wanted = asked()
     if wanted not in CHOICES:
         raise KernelError(f"{VARIABLE}={wanted} is unknown: choose from {', '.join(CHOICES)}")
     if wanted == "general":
         return general
     host = namespace(image) is np
+    if preparing and wanted == ("cuda" if host else "compiled"):
+        wanted = "auto"
     if wanted == ("cuda" if host else "compiled"):
         raise KernelError(
             f"{VARIABLE}={wanted}, but the arrays are on the {'host' if host else 'device'}: "
             f"use {VARIABLE}=auto, general or {'compiled' if host else 'cuda'}"
         )
-    fused: Path = native if host else cuda
+    fused = _fused(image)
     reason = fused.obstacle(network, tangent, image)
     if reason is None:
         return fused

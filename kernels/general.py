@@ -5,7 +5,7 @@ Each block of pairs goes through ``recursion``; this module cuts matrices into s
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 from types import ModuleType
 from typing import Literal
 
@@ -13,8 +13,17 @@ import numpy as np
 
 from .arrays import Array, namespace
 from .base import Prepared
+from .blocks import Engine, block_shape
+from .costs import seconds
+from .displacements import Displacements
 from .network import Network
+from .norms import patch_norms
 from .recursion import Recursion
+
+TILE = 128
+"""Images on a side of the block that costs are compared for."""
+
+__all__ = ["diag", "name", "obstacle", "pair", "patch_norms"]
 
 
 def name(image: Array) -> str:
@@ -37,12 +46,12 @@ def pair(
     """As ``fused.Path.pair``."""
     image_a, image_b = a.arrays["image"], b.arrays["image"]
     xp = namespace(image_a, image_b)
-    recursion = Recursion(network, bool(tangent), xp, np.dtype(image_a.dtype))
+    recursion = engine(network, tangent, xp, np.dtype(image_a.dtype), image_a.shape[3])
     result = xp.empty((1 + (tangent == "both"), len(a), len(b)), image_a.dtype)
     symmetric = a is b
-    for group, part_b in b.blocks(recursion.group_size(image_b.shape[3])):
+    for group, part_b in b.blocks(recursion.group_size):
         second = recursion.second(part_b)
-        p, q = recursion.block_shape(len(part_b))
+        p, q = block_shape(recursion, len(part_b))
         for rows, part_a in a.blocks(p):
             if symmetric and group.stop <= rows.start:
                 continue
@@ -66,7 +75,7 @@ def diag(network: Network, tangent: bool | Literal["both"], a: Prepared) -> Arra
     """As ``fused.Path.diag``."""
     image = a.arrays["image"]
     xp = namespace(image)
-    recursion = Recursion(network, bool(tangent), xp, np.dtype(image.dtype))
+    recursion = engine(network, tangent, xp, np.dtype(image.dtype), image.shape[3])
     result = xp.empty((1 + (tangent == "both"), len(a)), image.dtype)
     for rows, part in a.blocks(recursion.pairs_per_block):
         first, second = recursion.first(part), recursion.second(part).paired()
@@ -77,17 +86,28 @@ def diag(network: Network, tangent: bool | Literal["both"], a: Prepared) -> Arra
     return result
 
 
-def patch_norms(network: Network, images: Array) -> list[Array]:
-    """As ``fused.Path.patch_norms``; computed in float64."""
-    xp = namespace(images)
-    recursion = Recursion(network, False, xp, np.dtype(np.float64))
-    norms = [xp.empty((len(images), math.prod(stage.grid)), images.dtype) for stage in network.stages]
-    step = recursion.pairs_per_block
-    for start in range(0, len(images), step):
-        block = images[start : start + step].astype(np.float64)
-        for norm, values in zip(norms, recursion.patch_norms(block), strict=True):
-            norm[start : start + step] = values
-    return norms
+def engine(
+    network: Network, tangent: bool | Literal["both"], xp: ModuleType, dtype: np.dtype, channels: int
+) -> Engine:
+    """What computes blocks of pairs: the recursion over whole arrays, or by displacement where that takes less
+    time on a host."""
+    if by_displacement(network, bool(tangent), dtype.itemsize, channels):
+        return Displacements(network, bool(tangent), xp, dtype, channels)
+    return Recursion(network, bool(tangent), xp, dtype, channels)
+
+
+@lru_cache(maxsize=64)
+def by_displacement(network: Network, tangent: bool, itemsize: int, channels: int) -> bool:
+    """Whether ``Displacements`` takes less time for a tile of pairs than ``Recursion`` on one core of a host.
+
+    Devices follow the same choice: what they take is not known here, but where one way does far less work it is
+    the quicker one there too.
+    """
+    dtype = np.dtype(f"f{itemsize}")
+    dense = Recursion(network, tangent, np, dtype, channels)
+    sparse = Displacements(network, tangent, np, dtype, channels)
+    taken = [seconds(one.cost(TILE, TILE), itemsize) for one in (dense, sparse)]
+    return taken[1] < taken[0]
 
 
 def _within(

@@ -22,6 +22,13 @@ class Stage(NamedTuple):
     rows: np.ndarray
     columns: np.ndarray
 
+    @property
+    def passes_on(self) -> bool:
+        """Whether pooling changes nothing."""
+        return all(
+            len(H) == H.shape[1] and np.array_equal(H, np.eye(len(H))) for H in (self.rows, self.columns)
+        )
+
 
 class Support(NamedTuple):
     """Pairs of positions of a grid h x w: ((i, j), (k, m)) is in it if rows[i, k] and columns[j, m].

@@ -15,6 +15,7 @@ from .base import Builder, Kernel, KernelError, Product, Scaled, Sum
 from .convolutional import Convolutional, Layer
 from .deep import FullyConnected
 from .dot_product import DotProduct
+from .groups import RotoTranslation
 from .parameters import nearest
 
 ENTRY_POINTS = "megagram.kernels"
@@ -131,18 +132,21 @@ def _flat(cls: type[DotProduct] | type[FullyConnected], required: str) -> _Built
     return build
 
 
-def _convolutional(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
-    values = _keys(table, [f.name for f in fields(Convolutional)], ["layers"], path, beside)
-    layers = []
-    for number, entry in enumerate(_tables(values["layers"], f"{path}.layers")):
-        here = f"{path}.layers[{number}]"
-        if not isinstance(entry, Mapping):
-            raise KernelError(f"{here} must be a table, got {type(entry).__name__}")
-        names = [f.name for f in fields(Layer)]
-        if "kind" in entry:
-            raise KernelError(f"{here}.kind is not a key here: {nearest('kind', names)}")
-        layers.append(_make(Layer, _keys(entry, names, ["patch", "kernel"], here), here))
-    return _make(Convolutional, {**values, "layers": tuple(layers)}, path)
+def _layered(cls: type[Convolutional] | type[RotoTranslation], required: Sequence[str]) -> _BuiltIn:
+    def build(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
+        values = _keys(table, [f.name for f in fields(cls)], required, path, beside)
+        layers = []
+        for number, entry in enumerate(_tables(values["layers"], f"{path}.layers")):
+            here = f"{path}.layers[{number}]"
+            if not isinstance(entry, Mapping):
+                raise KernelError(f"{here} must be a table, got {type(entry).__name__}")
+            names = [f.name for f in fields(Layer)]
+            if "kind" in entry:
+                raise KernelError(f"{here}.kind is not a key here: {nearest('kind', names)}")
+            layers.append(_make(Layer, _keys(entry, names, ["patch", "kernel"], here), here))
+        return _make(cls, {**values, "layers": tuple(layers)}, path)
+
+    return build
 
 
 def _composite(cls: type[Sum] | type[Product]) -> _BuiltIn:
@@ -183,7 +187,8 @@ def _weight(value: Any, path: str) -> float:
 _BUILT_IN: dict[str, _BuiltIn] = {
     DotProduct.kind: _flat(DotProduct, "kernel"),
     FullyConnected.kind: _flat(FullyConnected, "family"),
-    Convolutional.kind: _convolutional,
+    Convolutional.kind: _layered(Convolutional, ["layers"]),
+    RotoTranslation.kind: _layered(RotoTranslation, ["layers", "final"]),
     Sum.kind: _composite(Sum),
     Product.kind: _composite(Product),
     Scaled.kind: _scaled,

@@ -20,24 +20,26 @@ def trace_support(axis: Axis, periodic: bool) -> tuple[np.ndarray, ...]:
     """For each layer the pairs (i, k) of positions at which its pointwise kernel is needed for the trace
     after the last pooling (C9); (n, n) bool, i of the first image and k of the second."""
     outputs = axis[-1][1].shape[0]
-    return _backwards(axis, periodic, _through_pooling(np.eye(outputs, dtype=bool), axis[-1][1]))
+    return _backwards(axis, periodic, through_pooling(np.eye(outputs, dtype=bool), axis[-1][1]))
 
 
 def norm_support(axis: Axis, periodic: bool) -> tuple[np.ndarray, ...]:
     """For each layer but the last the pairs of positions of an image with itself at which its pointwise
     kernel is needed for the patch norms of all layers after it (C6); (n, n) bool."""
-    inputs = axis[-1][1].shape[1]
-    return _backwards(axis, periodic, np.eye(inputs, dtype=bool))[:-1]
+    nothing = np.zeros((axis[-1][1].shape[1],) * 2, dtype=bool)
+    return _backwards(axis, periodic, nothing, norms=True)[:-1]
 
 
-def _backwards(axis: Axis, periodic: bool, last: np.ndarray) -> tuple[np.ndarray, ...]:
+def _backwards(axis: Axis, periodic: bool, last: np.ndarray, norms: bool = False) -> tuple[np.ndarray, ...]:
+    """The masks of all layers from that of the last; with ``norms`` each layer's patch norms are needed too."""
     masks = [last]
     for (_, H), (patch, _) in zip(reversed(axis[:-1]), reversed(axis[1:]), strict=True):
-        masks.append(_through_pooling(_through_patches(masks[-1], patch, periodic), H))
+        mask = masks[-1] | np.eye(len(masks[-1]), dtype=bool) if norms else masks[-1]
+        masks.append(through_pooling(through_patches(mask, patch, periodic), H))
     return tuple(reversed(masks))
 
 
-def _through_patches(mask: np.ndarray, patch: int, periodic: bool) -> np.ndarray:
+def through_patches(mask: np.ndarray, patch: int, periodic: bool) -> np.ndarray:
     """Pairs (u + d, v + d) of the pairs (u, v) in ``mask``, d the offsets of a patch."""
     reached = np.zeros_like(mask)
     for d in patch_offsets(patch):
@@ -48,7 +50,7 @@ def _through_patches(mask: np.ndarray, patch: int, periodic: bool) -> np.ndarray
     return reached
 
 
-def _through_pooling(mask: np.ndarray, H: np.ndarray) -> np.ndarray:
+def through_pooling(mask: np.ndarray, H: np.ndarray) -> np.ndarray:
     """Pairs of inputs that the pairs of outputs in ``mask`` are pooled from by the matrix H."""
     windows = (H != 0).astype(int)
     return windows.T @ mask @ windows > 0

@@ -11,11 +11,29 @@ from .arrays import Array
 
 _HOST_BYTES = 1 << 18
 _DEVICE_BYTES = 1 << 26
+_BUDGET_BYTES = 1 << 30
 
 
 def block_bytes(xp: ModuleType) -> int:
     """Bytes of one scratch array: a few of them fit in a core's L2 cache; a device wants large calls."""
     return _HOST_BYTES if xp is np else _DEVICE_BYTES
+
+
+def budget_bytes(xp: ModuleType) -> int:
+    """Bytes that the scratch arrays of a block may take together, where more than one pair is in it: on a device
+    no more than half of what is free there."""
+    if xp is np:
+        return _BUDGET_BYTES
+    from .cuda.device import free_bytes
+
+    return min(_BUDGET_BYTES, free_bytes() // 2)
+
+
+def padded(length: int, dtype: np.dtype) -> int:
+    """Length of lines of memory that hold ``length`` numbers and do not lie a multiple of a kilobyte apart, where
+    they would meet in the same few places of a cache."""
+    line = 64 // dtype.itemsize
+    return length + line if length * dtype.itemsize % 1024 == 0 else length
 
 
 class Workspace:

@@ -66,6 +66,7 @@ class Data(Table):
     train: Count | Range
     validation: Count | Range | RandomRows | None = None
     test: Count | Range | None = None
+    turn_test: Literal[90, 180, 270] | None = None
     preprocess: tuple[str | dict[str, Any], ...] = ()
 
     @field_validator("train", "validation", "test")
@@ -91,6 +92,8 @@ class Data(Table):
             raise ValueError(f'{given[0]} goes with source = "arrays" only, not with "{self.source}"')
         if self.source == "arrays" and self.folder is not None:
             raise ValueError('folder goes with the named data sets; source = "arrays" takes X and y')
+        if self.turn_test is not None and self.test is None:
+            raise ValueError("turn_test turns the test samples: give test as well")
         return self
 
     @property
@@ -199,8 +202,9 @@ class Experiment(Table):
         for key in ("X", "X_test"):
             if getattr(self.data, key) is not None:
                 raise ValueError(f"data.{key} has no meaning for a precomputed kernel: leave it out")
-        if self.data.preprocess:
-            raise ValueError("data.preprocess has no meaning for a precomputed kernel: leave it out")
+        for key in ("preprocess", "turn_test"):
+            if getattr(self.data, key):
+                raise ValueError(f"data.{key} has no meaning for a precomputed kernel: leave it out")
         _check_leaves(self.kernel)
         for path, table in kernel_leaves(self.kernel):
             if self.data.y_test is not None and table.get("cross") is None:

@@ -14,16 +14,16 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kernels.arrays import to_host, why_no_device
+from kernels.arrays import Array, to_host
 from kernels.base import Kernel, Prepared, digest
 
-from . import leases, memory, provenance, tasks
+from . import device, leases, memory, provenance, tasks
 from .errors import ChunkLost, StoreError
 from .features import Progress, load_kernel, silent
 from .pools import Pools
@@ -31,6 +31,9 @@ from .stores import FeatureStore, GramStore
 from .tiles import Rectangle, Tile, group_size, rectangles
 
 CHECKED_TILES = 3
+
+DEVICE_SHARE = 4
+"""One part in so many of a device's memory is for prepared blocks; tiles and what kernels need have the rest."""
 
 
 @dataclass(frozen=True)
@@ -248,40 +251,63 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
     """Compute and write the tiles of a rectangle; runs on a worker."""
     kernel = load_kernel(job.kernel)
     stores = _stores(job.stores, job.samples)
-    cache = _cache(job.cache_bytes)
+    on_device = device.used()
+    cache = _cache(job.cache_bytes, on_device)
     computed: list[Tile] = []
     seconds: list[float] = []
+
+    def keep(made: _Made, blocks: Array, since: float) -> None:
+        blocks = blocks if len(kernel.outputs) > 1 else blocks[None]
+        for k in made.lacking:
+            stores[k].write_tile(made.tile, blocks[k].astype(stores[k].dtype, copy=False))
+        computed.append(made.tile)
+        seconds.append(time.perf_counter() - since)
+        # A line for each tile: a process that is killed leaves none without one.
+        _record(
+            [stores[k] for k in made.lacking],
+            {
+                "tiles": [made.tile],
+                "seconds": [round(seconds[-1], 6)],
+                "path": made.path,
+                "made_with": provenance.arithmetic(on_device),
+                "peak_bytes": memory.peak_bytes(),
+            },
+        )
+
     try:
-        for i, j in rectangle.tiles:
-            if stores[job.requested].has((i, j)):
-                continue
-            lacking = [k for k, store in enumerate(stores) if not store.has((i, j))]
-            started = time.perf_counter()
-            a, b = cache.block(job.rows, i, job.samples[0]), cache.block(job.columns, j, job.samples[1])
-            path = kernel.path(a)
-            blocks = kernel.pair(a, b)
-            blocks = blocks if len(kernel.outputs) > 1 else blocks[None]
-            for k in lacking:
-                stores[k].write_tile((i, j), to_host(blocks[k]).astype(stores[k].dtype, copy=False))
-            del blocks  # before the next tile's are made
-            computed.append((i, j))
-            seconds.append(time.perf_counter() - started)
-            # A line for each tile: a process that is killed leaves none without one.
-            _record(
-                [stores[k] for k in lacking],
-                {
-                    "tiles": [(i, j)],
-                    "seconds": [round(seconds[-1], 6)],
-                    "path": path,
-                    "made_with": provenance.arithmetic(),
-                    "peak_bytes": memory.peak_bytes(),
-                },
-            )
+        with device.queue(keep) as queue:
+            for i, j in rectangle.tiles:
+                if stores[job.requested].has((i, j)):
+                    continue
+                made = _Made((i, j), [k for k, store in enumerate(stores) if not store.has((i, j))])
+                queue.add(made, partial(_pair, kernel, cache, job, made))
     except Exception as error:
         left = [tile for tile in rectangle.tiles if tile not in computed]
         _record(stores, {"failed": left, "error": str(error).splitlines()[0] if str(error) else repr(error)})
         raise
     return TileReport(rectangle.tiles, tuple(computed), tuple(seconds), memory.peak_bytes())
+
+
+@dataclass
+class _Made:
+    """A tile that is computed. lacking: the outputs whose stores lack it. path: filled in with the block."""
+
+    tile: Tile
+    lacking: list[int]
+    path: str = ""
+
+
+def _pair(kernel: Kernel, cache: BlockCache, job: GramJob, made: _Made) -> Array:
+    i, j = made.tile
+    a, b = cache.block(job.rows, i, job.samples[0]), cache.block(job.columns, j, job.samples[1])
+    made.path = kernel.path(a)
+    return kernel.pair(a, b)
+
+
+def made_by(store: GramStore, tiles: Collection[Tile]) -> list[dict[str, Any]]:
+    """For each of ``tiles`` that is recorded the newest record: ``path`` and ``made_with`` say what made it."""
+    newest = {tuple(tile): line for line in store.records() for tile in line.get("tiles", ())}
+    return [newest[tile] for tile in sorted(tiles) if tile in newest]
 
 
 def check_stored(
@@ -300,10 +326,9 @@ def check_stored(
     left, right = FeatureStore(rows), FeatureStore(columns)
     for i, j in sorted(chosen):
         a, b = _few(left.read_block(i)), _few(right.read_block(j))
-        values = to_host(kernel.pair(a, b))
-        values = values if len(stores) > 1 else values[None]
+        values = _computed(kernel, a, b).reshape(len(stores), len(a), len(b))
         moved = _conditioning(kernel, a, b, values)
-        da, db = (to_host(kernel.diag(x)).reshape(len(stores), -1) for x in (a, b))
+        da, db = (to_host(kernel.diag(device.placed(x))).reshape(len(stores), -1) for x in (a, b))
         for k, store in enumerate(stores):
             try:
                 stored = store.read_tile(i, j)[np.ix_(_positions(left, i), _positions(right, j))]
@@ -337,8 +362,12 @@ def _conditioning(kernel: Kernel, a: Prepared, b: Prepared, values: np.ndarray) 
             arrays[name] = values
         return replace(block, arrays=arrays)
 
-    others = [to_host(kernel.pair(moved(a), moved(b))).reshape(values.shape) for _ in range(2)]
+    others = [_computed(kernel, moved(a), moved(b)).reshape(values.shape) for _ in range(2)]
     return np.max([np.abs(other - values) for other in others], axis=0)
+
+
+def _computed(kernel: Kernel, a: Prepared, b: Prepared) -> np.ndarray:
+    return to_host(kernel.pair(device.placed(a), device.placed(b)))
 
 
 def _few(block: Prepared) -> Prepared:
@@ -357,12 +386,13 @@ def _picks(n: int) -> np.ndarray:
 
 
 class BlockCache:
-    """Prepared blocks, on the device where there is one, within a byte budget; least recently used go first."""
+    """Prepared blocks within a byte budget, on the device where tiles are computed there; least recently used
+    go first."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, on_device: bool = False) -> None:
+        self._limit = min(limit, device.memory_bytes() // DEVICE_SHARE) if on_device else limit
         self._blocks: OrderedDict[tuple[str, int, str], Prepared] = OrderedDict()
-        self._device = why_no_device() is None
+        self._on_device = on_device
 
     def block(self, path: str, index: int, samples: str) -> Prepared:
         """Block ``index`` of the feature store at ``path``; ``samples`` tells apart what it once held."""
@@ -371,7 +401,7 @@ class BlockCache:
             self._blocks.move_to_end(key)
             return self._blocks[key]
         prepared = _features(path, samples).read_block(index)
-        if self._device:
+        if self._on_device:
             prepared = prepared.on_device()
         while self._blocks and sum(b.nbytes for b in self._blocks.values()) + prepared.nbytes > self._limit:
             self._blocks.popitem(last=False)
@@ -386,8 +416,8 @@ def forget() -> None:
 
 
 @lru_cache(maxsize=1)
-def _cache(limit: int) -> BlockCache:
-    return BlockCache(limit)
+def _cache(limit: int, on_device: bool) -> BlockCache:
+    return BlockCache(limit, on_device)
 
 
 @lru_cache(maxsize=8)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from kernels.base import Cost, Kernel, Prepared
 
-from . import memory, solvers
+from . import device, memory, solvers
 from .errors import DoesNotFit
 from .experiment import Experiment
 from .features import prepared_description
@@ -27,6 +28,16 @@ from .tiles import Grid, Tile
 from .wording import bytes_text
 
 CALIBRATION_SECONDS = 0.25
+
+GROUPED = 48
+"""Second images that compiled code is timed with, which takes them in groups of 16 or fewer at a time."""
+
+
+T = TypeVar("T")
+
+
+class Ask(Protocol):
+    def __call__(self, function: Callable[..., T], *arguments: Any) -> T: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Speed:
 class MatrixPlan:
     """One kernel's matrix over the pool, or of the test set against it.
 
-    needed, present: tiles. entries: of the missing tiles. tile_bytes: of one whole tile on disk.
+    needed, present: tiles. tile_bytes: of one whole tile on disk.
     """
 
     role: str
@@ -56,10 +67,6 @@ class MatrixPlan:
     def missing(self) -> frozenset[Tile]:
         return self.needed - self.present
 
-    @cached_property
-    def entries(self) -> int:
-        return sum(self.grid.entries(tile) for tile in self.missing)
-
     @property
     def disk_bytes(self) -> int:
         return len(self.missing) * self.tile_bytes * len(self.stores)
@@ -71,10 +78,13 @@ class Plan:
 
     cost: of all missing tiles. worker: a worker's peak; worker_limit: what it may use.
     solve_bytes: the driver's peak; driver_limit: memory that is free. features_bytes: prepared blocks.
+    path: name of the code that computes tiles; path_remark: why none quicker does, where it usually would.
     """
 
     experiment: str
     matrices: tuple[MatrixPlan, ...]
+    path: str
+    path_remark: str
     cost: Cost
     features_bytes: int
     disk_free: int
@@ -149,6 +159,7 @@ class Plan:
                 for m in self.matrices
             },
             "tiles_missing": self.tiles_missing,
+            "path": self.path,
             "operations": self.cost.operations,
             "transcendentals": self.cost.transcendentals,
             "disk_bytes": self.disk_bytes,
@@ -168,6 +179,11 @@ class Plan:
         }
 
 
+def here(function: Callable[..., T], *arguments: Any) -> T:
+    """Ask this process."""
+    return function(*arguments)
+
+
 def make(
     experiment: Experiment,
     pools: Pools,
@@ -176,25 +192,35 @@ def make(
     workers: int,
     worker_bytes: int,
     speed: Speed | None = None,
+    ask: Ask = here,
 ) -> Plan:
-    """The plan of an experiment over resolved pools, on ``workers`` workers of ``worker_bytes`` each."""
+    """The plan of an experiment over resolved pools, on ``workers`` workers of ``worker_bytes`` each.
+
+    ask: how a worker, or a process on a machine like its, is asked for its path and speed.
+
+    Raises:
+        KernelError: the path that is asked for is not there, or cannot compute the kernel.
+    """
     kernel = run_kernel(experiment)
     dtype = experiment.gram.dtype
     shape = kernel_shape(kernel.inputs, pools.preprocessing.output_shape(pools.raw_shape))
     like = sample(kernel, shape, dtype, 1)
-    speed = speed or calibrate(kernel, shape, dtype)
+    path, path_remark = ask(path_of, kernel, shape, dtype)
+    speed = speed or calibrate(kernel, shape, dtype, ask=ask)
     matrices = matrix_plans(experiment, pools, kernel, root)
     cost = Cost(0, 0, 0)
     for (n, m), tiles in _extents(matrices).items():
         one = kernel.cost(n, m, shape, np.dtype(dtype).itemsize)
         cost = cost + Cost(tiles * one.operations, tiles * one.transcendentals, one.scratch_bytes)
-    entries = sum(matrix.entries for matrix in matrices)
+    entries = sum(_computed_entries(kernel, matrix) for matrix in matrices)
     n = len(fit_rows(pools.split)) if experiment.solve.refit else len(pools.split.train)
     driver_limit = memory.available_bytes()
     method, reason, problem = _method(experiment, n, driver_limit)
     return Plan(
         experiment.name,
         tuple(matrices),
+        path,
+        path_remark,
         cost,
         _features_bytes(experiment, pools, kernel, root, like.nbytes),
         _disk_free(root),
@@ -238,30 +264,64 @@ def matrix_plans(experiment: Experiment, pools: Pools, kernel: Kernel, root: Pat
     return plans
 
 
-def calibrate(
-    kernel: Kernel, shape: tuple[int, ...], dtype: str, seconds: float = CALIBRATION_SECONDS
-) -> Speed:
-    """Time the kernel and a float64 product on one core, for about ``seconds`` in all."""
-    from threadpoolctl import threadpool_limits
+def path_of(kernel: Kernel, shape: tuple[int, ...], dtype: str) -> tuple[str, str]:
+    """Name of the code that this process computes tiles of samples of ``shape`` by, and a remark or nothing.
 
-    with threadpool_limits(1):
-        size, largest = 2, min(kernel.tile_side(dtype), 1024)
-        while True:
-            block = sample(kernel, shape, dtype, size)
-            other = block[:]  # of a block with itself, some kernels compute one triangle alone
-            started = time.perf_counter()
-            kernel.pair(block, other)
-            taken = time.perf_counter() - started
-            if taken > seconds / 4 or size >= largest or len(block) < size:
-                break
-            size = min(size * 2, largest)
+    Raises:
+        KernelError: the path that is asked for is not there, or cannot compute the kernel.
+    """
+    block = device.placed(sample(kernel, shape, dtype, 1))
+    return kernel.path(block), kernel.remark(block)
+
+
+def calibrate(
+    kernel: Kernel,
+    shape: tuple[int, ...],
+    dtype: str,
+    seconds: float = CALIBRATION_SECONDS,
+    ask: Ask = here,
+) -> Speed:
+    """Time the kernel where its tiles will be computed, and a float64 product here, for about ``seconds``."""
+    entries = ask(entries_per_second, kernel, shape, dtype, seconds)
     n = 1024
     A = np.ones((n, n))
     A @ A
     began = time.perf_counter()
     A @ A
-    operations = 2 * n**3 / (time.perf_counter() - began)
-    return Speed(len(block) ** 2 / max(taken, 1e-9), operations)
+    return Speed(entries, 2 * n**3 / (time.perf_counter() - began))
+
+
+def entries_per_second(kernel: Kernel, shape: tuple[int, ...], dtype: str, seconds: float) -> float:
+    """Entries of the matrix per second of one core or device, by the path that this process takes.
+
+    Blocks are as wide as that path wants them: a device needs many pairs at once, compiled code takes second
+    images in groups, and of a block with itself a kernel may compute one triangle alone.
+    """
+    from threadpoolctl import threadpool_limits
+
+    largest = min(kernel.tile_side(dtype), 1024)
+    grouped = "compiled" in path_of(kernel, shape, dtype)[0]
+    least = largest if device.used() else min(GROUPED, largest) if grouped else 1
+    size, block = 1, device.placed(sample(kernel, shape, dtype, least))
+    with threadpool_limits(1):
+        _seconds(kernel, block[:1], block)  # what is loaded, compiled or allocated once
+        while True:
+            if len(block) < size:
+                block = device.placed(sample(kernel, shape, dtype, size))
+            some = block[:size]
+            taken = _seconds(kernel, some, block)
+            if taken > seconds / 4 or size >= largest or len(some) < size:
+                if taken < seconds:  # what else happens on the machine meets one call or the other
+                    taken = min(taken, _seconds(kernel, some, block))
+                return len(some) * len(block) / taken
+            size = min(size * 2, largest)
+
+
+def _seconds(kernel: Kernel, a: Prepared, b: Prepared) -> float:
+    started = time.perf_counter()
+    kernel.pair(a, b)
+    device.finish()
+    return max(time.perf_counter() - started, 1e-9)
 
 
 def sample(kernel: Kernel, shape: tuple[int, ...], dtype: str, n: int) -> Prepared:
@@ -274,6 +334,18 @@ def sample(kernel: Kernel, shape: tuple[int, ...], dtype: str, n: int) -> Prepar
         return kernel.prepare(np.arange(min(n, stored), dtype=np.float64)[:, None])
     X = np.random.default_rng(0).random((n, *shape)).astype(dtype)
     return kernel.prepare(X)
+
+
+def _computed_entries(kernel: Kernel, matrix: MatrixPlan) -> int:
+    """Entries that are computed of the missing tiles: of one on the diagonal, kernels of images take a triangle."""
+    entries = 0
+    for i, j in matrix.missing:
+        count = matrix.grid.entries((i, j))
+        if matrix.grid.symmetric and i == j and kernel.inputs == "images":
+            n = math.isqrt(count)
+            count = n * (n + 1) // 2
+        entries += count
+    return entries
 
 
 def _extents(matrices: Sequence[MatrixPlan]) -> Counter[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Pools:
-    """The samples of an experiment, resolved: ordered pools, the split, preprocessing, addresses' parts."""
+    """The samples of an experiment, resolved: ordered pools, the split, preprocessing, addresses' parts.
+
+    turned: degrees counter-clockwise by which the images of ``test`` are turned: those of the source's own test
+    set or, where it has none, all of ``train``.
+    """
 
     dataset: datasets.Dataset
     train: datasets.Pool
@@ -50,6 +54,7 @@ class Pools:
     preprocessing: Preprocessing
     task: str
     warnings: tuple[str, ...]
+    turned: int = 0
 
     @cached_property
     def pool_description(self) -> dict[str, Any]:
@@ -57,7 +62,10 @@ class Pools:
 
     @cached_property
     def test_description(self) -> dict[str, Any]:
-        return {"source": self.dataset.identity, "part": "test", "permutation": None}
+        if self.turned and self.dataset.test is None:
+            return {**self.pool_description, "turned": self.turned}
+        own = {"source": self.dataset.identity, "part": "test", "permutation": None}
+        return {**own, "turned": self.turned} if self.turned else own
 
     @cached_property
     def pool_axis(self) -> Axis:
@@ -77,6 +85,12 @@ class Pools:
             datasets.block_digests(self.train.X[slice(*step["fit_on"])]) for step in steps if "fit_on" in step
         ]
         return {"steps": steps, "scale": self.dataset.scale, "fitted_on": fitted}
+
+    @property
+    def test_of(self) -> str:
+        """What the test rows are rows of, in words."""
+        where = "pool" if self.dataset.test is None else "test set"
+        return f"{where}, turned by {self.turned} degrees" if self.turned else where
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
@@ -123,6 +137,10 @@ def resolve(experiment: Experiment) -> Pools:
     if not preprocessing.fitted:  # a fitted step's range of rows is one of the order that was asked for
         permutation, split = _layout(permutation, len(dataset.train.X), split, side)
     train = datasets.order(dataset.train, permutation)
+    test = dataset.test
+    if data.turn_test is not None:
+        test = turned(train if test is None else test, data.turn_test)
+        split = replace(split, test_in_pool=False)
     if task == "classification" and train.y is not None:
         datasets.require_two_classes(train.y[split.train], "training")
     if preprocessing.fitted:
@@ -141,10 +159,27 @@ def resolve(experiment: Experiment) -> Pools:
     kernel.check(kernel_shape(kernel.inputs, shape))
     warnings = (
         *dataset.warnings,
-        *_duplicates(train, dataset.test, split),
+        *_duplicates(train, test, split),
         *_short_samples(train, experiment),
     )
-    return Pools(dataset, train, dataset.test, permutation, split, preprocessing, task, warnings)
+    return Pools(dataset, train, test, permutation, split, preprocessing, task, warnings, data.turn_test or 0)
+
+
+def turned(pool: datasets.Pool, degrees: int) -> datasets.Pool:
+    """The pool with its images turned counter-clockwise by 90, 180 or 270 degrees.
+
+    Raises:
+        ExperimentError: the samples are vectors, or images that are not square.
+    """
+    shape = pool.X.shape[1:]
+    if len(shape) != 3 or shape[0] != shape[1]:
+        what = (
+            f"images of {shape[0]}x{shape[1]} pixels" if len(shape) == 3 else f"vectors of {shape[0]} numbers"
+        )
+        raise ExperimentError(
+            f"data.turn_test = {degrees} turns square images, but {pool.name} holds {what}: leave it out"
+        )
+    return replace(pool, X=np.ascontiguousarray(np.rot90(pool.X, degrees // 90, axes=(1, 2))))
 
 
 def kernel_shape(inputs: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,6 +9,14 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
+from kernels import cuda, native
+from kernels.arrays import Array, to_device, why_no_device
+from kernels.fused import Path
+from kernels.layers import Layer
+from kernels.network import network_on
+
 from . import memory
 
 PACKAGES = (
@@ -32,12 +40,34 @@ def versions() -> dict[str, str]:
     return {package: text for package, text in found.items() if text != "not installed"}
 
 
-@lru_cache(maxsize=1)
-def arithmetic() -> str:
-    """What a tile's last bits depend on: versions, BLAS core type, processor; one line."""
+@lru_cache(maxsize=2)
+def arithmetic(on_device: bool = False) -> str:
+    """What a number's last bits depend on: versions, BLAS core type, processor; one line."""
+    made_with = f"megagram {version('megagram')}, "
+    if on_device:
+        import cupy
+
+        return f"{made_with}cupy {cupy.__version__}, {gpu()}"
     loaded = blas()
     library = f"{loaded.get('library')} {loaded.get('version')} {loaded.get('core_type')}"
-    return f"megagram {version('megagram')}, numpy {version('numpy')}, {library}, {cpu_name()}"
+    return f"{made_with}numpy {version('numpy')}, {library}, {cpu_name()}"
+
+
+@lru_cache(maxsize=1)
+def paths() -> dict[str, str]:
+    """The paths of convolutional kernels beside the general one: the name of each, or ``absent: `` and why."""
+    network = network_on((Layer(3, "relu"),), "reference", (8, 8))
+    image = np.zeros((1, 8, 8, 1), np.float32)
+    found = {"compiled": _state(native, native.obstacle(network, False, image), image)}
+    reason = why_no_device()
+    if reason is None:
+        image = to_device(image)
+        reason = cuda.obstacle(network, False, image)
+    return found | {"cuda": _state(cuda, reason, image)}
+
+
+def _state(path: Path, reason: str | None, image: Array) -> str:
+    return path.name(image) if reason is None else f"absent: {reason}"
 
 
 def cpu_name() -> str:
@@ -54,7 +84,6 @@ def cpu_name() -> str:
 
 def blas() -> dict[str, Any]:
     """Name, version, core type and threads of the BLAS that NumPy loaded; empty when it cannot be told."""
-    import numpy  # noqa: F401  (loads its BLAS)
     from threadpoolctl import threadpool_info
 
     for library in threadpool_info():
@@ -70,8 +99,6 @@ def blas() -> dict[str, Any]:
 
 def gpu() -> str:
     """The first GPU's name, or why there is none."""
-    from kernels.arrays import why_no_device
-
     reason = why_no_device()
     if reason is not None:
         return f"none: {reason}"
@@ -92,6 +119,7 @@ def machine() -> dict[str, Any]:
         "cores": memory.cores(),
         "memory_bytes": int(psutil.virtual_memory().total),
         "gpu": gpu(),
+        "paths": paths(),
         "blas": blas(),
         "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
     }

@@ -26,6 +26,7 @@ from .wording import (
     difference_text,
     kernel_phrase,
     number_text,
+    paths_text,
     plain_text,
     ridge_text,
     score_text,
@@ -110,7 +111,8 @@ def _headline(result: Result) -> list[tuple[str, Cell, str]]:
 
 def _test_remark(result: Result) -> str:
     test = result["evaluation"]["test"]
-    where = "the source's own test set" if result["data"].get("test_of") == "test set" else "the pool"
+    of, *turned = result["data"].get("test_of", "pool").split(", ")
+    where = ", ".join([{"test set": "the source's own test set"}.get(of, f"the {of}"), *turned])
     remark = f"on {count_text(test['n'], 'sample')} of {where}"
     accuracy = test.get("accuracy")
     if accuracy is not None and math.isfinite(accuracy):
@@ -155,6 +157,7 @@ def terminal_table(result: Result) -> Rows:
     rows.append(
         ["Tiles", f"{gram['tiles_computed']:,} computed", f"{gram['tiles_reused']:,} were already stored"]
     )
+    rows.append(["Tiles made by", paths_text(gram["paths"]), ""])
     rows.append(["Time", seconds_text(result["seconds"]), result["engine"]])
     return ["", "value", "remark"], rows
 
@@ -371,12 +374,11 @@ def _time_blocks(result: Result, drawing: bool) -> Iterator[Block]:
     ]
     rows.append(["whole run", seconds_text(result["seconds"]), "", result["engine"]])
     yield Table.of(("stage", "time", "", "note"), rows)
-    paths = ", ".join(f"{name}: {n:,}" for name, n in gram["paths"].items())
     seconds = sorted(gram["tile_seconds"])
     facts = [
         ("Tiles computed", f"{gram['tiles_computed']:,}"),
         ("Tiles reused", f"{gram['tiles_reused']:,}"),
-        ("Tiles made by", paths or "–"),
+        ("Tiles made by", paths_text(gram["paths"])),
         ("Tile", f"{gram['tile_side']} × {gram['tile_side']} entries, {gram['dtype']}"),
         ("Stored", bytes_text(gram["bytes"])),
     ]
@@ -451,6 +453,8 @@ def _provenance_blocks(result: Result) -> Iterator[Block]:
         ("Processor", f"{made['cpu']}, {count_text(made['cores'], 'core')}"),
         ("Memory", bytes_text(made["memory_bytes"])),
         ("GPU", made.get("gpu") or "none"),
+        ("Kernel path asked for", cluster.get("kernel_path", "auto")),
+        ("Paths beside the general one", "; ".join(made.get("paths", {}).values())),
         ("BLAS", plain_text(made["blas"])),
         ("Platform", made["platform"]),
         ("Python", made["python"]),

@@ -15,6 +15,7 @@ from .wording import (
     count_text,
     difference_text,
     kernel_phrase,
+    paths_text,
     ridge_text,
     score_text,
     seconds_text,
@@ -71,7 +72,10 @@ def study_page(study: Mapping[str, Any]) -> Page:
         table = Table.of(("", *(ridge_text(r) for r in ridges)), _ridge_rows(study, ridges), caption)
         sections.append(Section("Test scores at each ridge λ", (table,)))
     sections.append(
-        Section("What was run", (Table.of(("", "kernel", "data", "tiles", "time", "run"), _runs(study)),))
+        Section(
+            "What was run",
+            (Table.of(("", "kernel", "data", "tiles", "made by", "time", "run"), _runs(study)),),
+        )
     )
     warnings = dict.fromkeys(w for variant in variants for w in variant["result"]["data"]["warnings"])
     summary = _study_summary(study) + (f" The ridges were {ORACLE}." if marked else "")
@@ -217,5 +221,6 @@ def _runs(study: Mapping[str, Any]) -> list[list[str]]:
         sizes = f"{data['source']}, {trained_on(result):,} training, {test:,} test"
         tiles = f"{gram['tiles_computed']:,} computed, {gram['tiles_reused']:,} reused"
         kernel = kernel_phrase(result["kernel"]["description"])
-        rows.append([variant["label"], kernel, sizes, tiles, seconds_text(result["seconds"]), result["run"]])
+        made_by, time = paths_text(gram["paths"]), seconds_text(result["seconds"])
+        rows.append([variant["label"], kernel, sizes, tiles, made_by, time, result["run"]])
     return rows

@@ -9,6 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from kernels.fused import path_told
+
 from .errors import may_pass
 
 T = TypeVar("T")
@@ -51,13 +53,15 @@ class Listed(Generic[T]):
 class Workers:
     """Where tasks run: a Dask client, or this process when there is none.
 
-    check: called every second or so; raises when the cluster is lost.
+    check: called every second or so; raises when the cluster is lost. kernel_path: what the workers are told to
+    take for convolutional kernels, in whatever environment they were started; empty leaves it to that.
     """
 
     client: Any = None
     count: int = 1
     resources: dict[str, float] | None = None
     check: Callable[[], None] = lambda: None
+    kernel_path: str = ""
 
 
 Open = Callable[[], Workers]
@@ -76,6 +80,26 @@ def run(
         yield from _run_here(function, source, arguments)
     else:
         yield from _run_on(workers, function, source, arguments)
+
+
+def ask(workers: Workers, function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)`` of one worker, or of this process when there is no client."""
+    if workers.client is None:
+        return function(*arguments)
+    return _submit(workers, function, *arguments).result()
+
+
+def _submit(workers: Workers, function: Callable[..., Any], *arguments: Any) -> Any:
+    told = workers.kernel_path
+    return workers.client.submit(
+        _run_told, told, function, *arguments, pure=False, resources=workers.resources
+    )
+
+
+def _run_told(kernel_path: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs on a worker."""
+    with path_told(kernel_path):
+        return function(*arguments)
 
 
 def _run_here(
@@ -111,7 +135,7 @@ def _run_on(
     pending: dict[Any, tuple[T, int]] = {}
 
     def submit(task: T, tries: int) -> None:
-        future = client.submit(function, task, *arguments, pure=False, resources=workers.resources)
+        future = _submit(workers, function, task, *arguments)
         pending[future] = (task, tries)
 
     window = 3 * max(workers.count, 1)

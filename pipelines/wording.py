@@ -73,6 +73,11 @@ def count_text(n: int, word: str) -> str:
     return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 
+def paths_text(tiles: Mapping[str, int]) -> str:
+    """How many tiles each code made, in words; a dash for none."""
+    return ", ".join(f"{path}: {n:,}" for path, n in tiles.items()) or "–"
+
+
 def plain_text(value: Any) -> str:
     """Any JSON value in one line."""
     if isinstance(value, Mapping):
@@ -89,10 +94,12 @@ def kernel_phrase(description: Mapping[str, Any]) -> str:
             return f"the neural tangent kernel of a fully connected network of {depth} layers"
         case {"kind": "fully-connected", "depth": depth}:
             return f"the random-feature kernel of a fully connected network of {depth} layers"
-        case {"kind": "convolutional", "layers": layers}:
+        case {"kind": "convolutional" | "roto-translation" as kind, "layers": layers}:
             what = "neural tangent kernel" if description.get("tangent") else "kernel"
             names = " / ".join(_layer_name(layer) for layer in layers)
-            return f"a convolutional {what} of {count_text(len(layers), 'layer')} ({names})"
+            if kind == "roto-translation":
+                names += f"; {description['final']} over {description['rotations']} rotations"
+            return f"a {kind} {what} of {count_text(len(layers), 'layer')} ({names})"
         case {"kind": "dot-product", "kernel": name}:
             return f"the {name} kernel"
         case {"kind": "scaled", "term": term}:

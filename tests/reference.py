@@ -148,3 +148,80 @@ def convolutional(x, y, layers, tangent=False, mode="reference", same=False) -> 
         grams = {name: pool_gram(M, H, C) for name, M in mapped.items()}
         T = pool_gram(T, H, C)
     return float(np.einsum("ijij->", T if tangent else grams["xy"]))
+
+
+# Roto-translations (C13, C14)
+
+
+def interpolated(h: int, row: float, column: float, periodic: bool) -> np.ndarray:
+    """Weights (h, h) of the pixels that bilinear interpolation at a point takes; nothing lies beyond the border."""
+    weights = np.zeros((h, h))
+    for i in (math.floor(row), math.floor(row) + 1):
+        for j in (math.floor(column), math.floor(column) + 1):
+            weight = (1 - abs(row - i)) * (1 - abs(column - j))
+            if periodic:
+                weights[i % h, j % h] += weight
+            elif 0 <= i < h and 0 <= j < h:
+                weights[i, j] += weight
+    return weights
+
+
+def turned_patches(h: int, size: int, r: int, rotations: int, periodic: bool) -> list[np.ndarray]:
+    """P_r: for each offset v of a patch the matrix (h * h, h * h) that takes x to u -> x(u + R_r v) (C14)."""
+    angle = 2 * math.pi * r / rotations
+    # Rounding must not move a whole offset to a place between two pixels.
+    cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    reach, matrices = (size - 1) // 2, []
+    for a in range(-reach, reach + 1):
+        for b in range(-reach, reach + 1):
+            row, column = cosine * a - sine * b, sine * a + cosine * b
+            points = [interpolated(h, i + row, j + column, periodic).ravel() for i, j in np.ndindex(h, h)]
+            matrices.append(np.array(points))
+    return matrices
+
+
+def roto_translation(x, y, layers, final, rotations, tangent=False, mode="same", same=False) -> float:
+    """K of two images (h, h, c), carrying B[(u, r), (v, s)] for all positions and turns (C14).
+
+    layers: as for ``convolutional``. final: ``rot`` or ``rot+gap``, which ignores the last layer's pooling.
+    """
+    h, R, periodic = len(x), rotations, mode == "periodic"
+    images = {"x": x.reshape(h * h, -1), "y": y.reshape(h * h, -1)}
+
+    def start(one, other):
+        B = images[one] @ images[other].T
+        return np.tile(B[None, :, None, :], (R, 1, R, 1))  # axes r, u, s, v
+
+    def patch_step(B, P):
+        out = np.zeros_like(B)
+        for r, s in np.ndindex(R, R):
+            out[r, :, s] = sum(P[r][d] @ B[r, :, s] @ P[s][d].T for d in range(len(P[r])))
+        return out
+
+    grams = {"xy": start("x", "y"), "xx": start("x", "x"), "yy": start("y", "y")}
+    T = None
+    for number, layer in enumerate(layers):
+        P = [turned_patches(h, layer["patch"], r, R, periodic) for r in range(R)]
+        scale = layer["patch"] ** -2 if layer.get("patch_norm") else 1.0
+        grams = {name: scale * patch_step(B, P) for name, B in grams.items()}
+        T = grams["xy"].copy() if T is None else scale * patch_step(T, P)
+        norms = {s: np.sqrt(np.einsum("ruru->ru", grams[s + s])) for s in "xy"}
+        mapped = {}
+        for name, B in grams.items():
+            M = np.empty_like(B)
+            for r, u, s, v in np.ndindex(*B.shape):
+                a, b = norms[name[0]][r, u], norms[name[1]][s, v]
+                c = B[r, u, s, v] / max(a, 1e-6) / max(b, 1e-6)
+                if (name != "xy" or same) and (r, u) == (s, v) and a > 1e-6:
+                    c = 1.0
+                M[r, u, s, v] = a * b * scalar(layer["kernel"], c, layer.get("parameter", 1.0))
+                if name == "xy" and tangent:
+                    T[r, u, s, v] = T[r, u, s, v] * kappa_0(c) + M[r, u, s, v]
+            mapped[name] = M
+        if final == "rot+gap" and number == len(layers) - 1:
+            return float((T if tangent else mapped["xy"]).mean())
+        H = pooling_matrix(h, layer["pooling"], 1, layer["poolfactor"], mode)
+        A = np.kron(H, H)
+        grams = {name: np.einsum("au,bv,rusv->rasb", A, A, M, optimize=True) for name, M in mapped.items()}
+        T = np.einsum("au,bv,rusv->rasb", A, A, T, optimize=True)
+    return float(np.einsum("rusu->", T if tangent else grams["xy"]) / R**2)

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from cluster import profiles
 from cluster.errors import ProfileError
-from cluster.profiles import MEMORY_SHARE, Profile, gpu_names, parse_memory, shipped_profiles
+from cluster.profiles import (
+    KERNEL_PATH_VARIABLE,
+    KERNEL_PATHS,
+    MEMORY_SHARE,
+    Profile,
+    gpu_names,
+    parse_memory,
+    shipped_profiles,
+)
+from kernels import fused
 
 
 @pytest.fixture
@@ -68,6 +77,9 @@ def test_broken_toml_is_named(tmp_path):
         ("memory = -1", "memory"),
         ("blas_threads = 0", "blas_threads"),
         ("blas_coretype = 7", "blas_coretype"),
+        ('kernel_path = "numpy"', "kernel_path.*must be one of auto, general, compiled, cuda"),
+        ('kernel_path = "compild"', "kernel_path.*did you mean 'compiled'"),
+        ("environment = { MEGAGRAM_KERNEL_PATH = 'cuda' }", "environment.*use the key kernel_path"),
         ("environment = 3", "environment"),
         ("environment = { A = [1] }", "environment"),
         ('dashboard = "yes"', "dashboard"),
@@ -90,6 +102,7 @@ def test_every_key_is_read(tmp_path):
         memory = "1.5GiB"
         blas_threads = 2
         blas_coretype = "Haswell"
+        kernel_path = "general"
         environment = { MINE = 4 }
         scratch = "/somewhere"
         dashboard = true
@@ -97,7 +110,7 @@ def test_every_key_is_read(tmp_path):
     """
     profile = Profile.load(write(tmp_path, text))
     assert profile == Profile(
-        "mine", "local", "", 3, 3 * 2**29, 2, "Haswell", {"MINE": "4"}, "/somewhere", 8787, 7.0
+        "mine", "local", "", 3, 3 * 2**29, 2, "Haswell", "general", {"MINE": "4"}, "/somewhere", 8787, 7.0
     )
 
 
@@ -154,3 +167,31 @@ def test_one_worker_per_gpu(monkeypatch):
     assert Profile().resources().gpus == ("0", "1", "2")
     assert Profile(workers=2).resources().gpus == ("0", "1")
     assert Profile(workers=8).resources().gpus == ("0", "1", "2")
+
+
+# Kernel paths.
+
+
+def test_paths_and_variable_are_those_that_kernels_know():
+    """cluster/ imports no kernels, so it names them itself."""
+    assert KERNEL_PATHS == fused.CHOICES
+    assert KERNEL_PATH_VARIABLE == fused.VARIABLE
+
+
+def test_the_users_variable_wins_over_the_profile(tmp_path, monkeypatch):
+    path = write(tmp_path, 'kernel_path = "compiled"')
+    assert Profile.load(path).kernel_path == "compiled"
+    monkeypatch.setenv(KERNEL_PATH_VARIABLE, "general")
+    assert Profile.load(path).kernel_path == "general"
+    assert Profile.load("local").kernel_path == "general"
+    monkeypatch.setenv(KERNEL_PATH_VARIABLE, "fast")
+    with pytest.raises(ProfileError, match=r"the variable MEGAGRAM_KERNEL_PATH = 'fast': must be one of"):
+        Profile.load("local")
+
+
+def test_the_hosts_path_leaves_gpus_alone(monkeypatch):
+    monkeypatch.setattr(profiles, "visible_gpus", lambda: ("0", "1"))
+    assert Profile(kernel_path="cuda").resources().gpus == ("0", "1")
+    compiled = Profile(kernel_path="compiled").resources()
+    assert compiled.gpus == ()
+    assert compiled.workers == profiles.core_count()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import cluster.worker
-from cluster.profiles import Profile
-from cluster.worker import blas_environment, recommended_core_type
+from cluster.local import open_cluster
+from cluster.profiles import KERNEL_PATH_VARIABLE, Profile
+from cluster.worker import blas_environment, kernel_path_set, recommended_core_type
 
 ROOT = Path(__file__).resolve().parents[2]
 AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2"}
@@ -90,3 +91,39 @@ def test_the_core_type_reaches_the_library_when_set_before_numpy():
             assert library["coretype"] == "Haswell"
     assert worker["cpu"]
     assert worker["memory_limit"] is None
+
+
+# Kernel paths.
+
+
+@pytest.mark.parametrize("before", [None, "general"])
+def test_the_path_is_set_for_a_while(monkeypatch, before):
+    """Kernels of this process, and of those it starts, read the variable; afterwards it is what it was."""
+    if before is not None:
+        monkeypatch.setenv(KERNEL_PATH_VARIABLE, before)
+    with kernel_path_set(Profile(kernel_path="compiled")):
+        assert os.environ[KERNEL_PATH_VARIABLE] == "compiled"
+    assert os.environ.get(KERNEL_PATH_VARIABLE) == before
+    with kernel_path_set(Profile(kernel_path="auto")):  # no wish: what a user has set stays
+        assert os.environ.get(KERNEL_PATH_VARIABLE) == before
+
+
+def test_workers_elsewhere_do_not_bind_this_process(monkeypatch):
+    """A laptop without a GPU may drive workers that have some."""
+    elsewhere = Profile(kind="address", address="tcp://there:8786", kernel_path="cuda")
+    for before in (None, "cuda"):
+        if before:
+            monkeypatch.setenv(KERNEL_PATH_VARIABLE, before)
+        with kernel_path_set(elsewhere):
+            assert os.environ.get(KERNEL_PATH_VARIABLE, "auto") == "auto"
+        assert os.environ.get(KERNEL_PATH_VARIABLE) == before
+
+
+def test_the_path_reaches_workers_and_the_serial_process():
+    """What a profile asks for is what every process computes by."""
+    with open_cluster(Profile(workers=1, memory=2**29, kernel_path="general")) as client:
+        assert client is not None
+        assert list(client.run(os.getenv, KERNEL_PATH_VARIABLE).values()) == ["general"]
+    with open_cluster(Profile(kind="serial", kernel_path="general")):
+        assert os.getenv(KERNEL_PATH_VARIABLE) == "general"
+    assert os.getenv(KERNEL_PATH_VARIABLE) is None

@@ -309,14 +309,14 @@ def test_regression_and_own_arrays_from_file_to_report(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", ["digits-depth", "digits-convolutional"])
+@pytest.mark.parametrize("table", ["digits-depth", "digits-convolutional", "digits-turned"])
 def test_the_digits_tables_are_reproduced_to_their_tolerance(tmp_path, table):
-    """G8 and G9 complete, by one command; it would end with exit code 9 if a figure were out of tolerance."""
+    """G8, G9 and X30 complete, by one command; it would end with exit code 9 if a figure were out of tolerance."""
     done = megagram("run", table, "--json", cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["passed"]
-    assert len(facts["variants"]) == {"digits-depth": 8, "digits-convolutional": 9}[table]
+    assert len(facts["variants"]) == {"digits-depth": 8, "digits-convolutional": 9, "digits-turned": 4}[table]
 
 
 TABLE = """

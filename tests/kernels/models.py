@@ -124,3 +124,11 @@ def images(n: int, shape: tuple[int, int, int], seed: int = 0, dtype: type = np.
     if n > 2:
         X[2] = X[0] + 1e-3 * rng.standard_normal((h, w, c))
     return X.astype(dtype)
+
+
+def busy_images(n: int, shape: tuple[int, int, int], seed: int = 0, dtype: type = np.float64) -> np.ndarray:
+    """(n, h, w, c) images of which no two patches are parallel, but for a corner of zeros: where cosines of different
+    patches come near 1, float32 tangent kernels are right to 1e-4 only (K13)."""
+    X = images(n, shape, seed) + 0.4 * np.random.default_rng(seed + 1).standard_normal((n, *shape))
+    X[:, : shape[0] // 3, : shape[1] // 3] = 0
+    return X.astype(dtype)

@@ -14,17 +14,24 @@ from contracts import KernelContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import recursion
+from kernels import costs, displacements, general, recursion
 from kernels.base import KernelError
 from kernels.convolutional import Convolutional, Layer
 from kernels.deep import FullyConnected
 from kernels.dot_product import DotProduct
+from kernels.fused import VARIABLE
 from kernels.patches import extract_patches
 
 EXP = {"kernel": "exponential", "sigma": 0.6}
 RELU = {"kernel": "relu"}
 POLY2 = {"kernel": "polynomial", "degree": 2}
 LINEAR = {"kernel": "linear"}
+
+
+@pytest.fixture(autouse=True)
+def general_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others must equal this path, which is there on any machine."""
+    monkeypatch.setenv(VARIABLE, "general")
 
 
 def network(kernels, subsampling, pooling="gaussian", mode="reference", tangent=False, **options):
@@ -222,10 +229,16 @@ def architectures(draw):
     return Convolutional(tuple(layers), tangent, mode), plain, shape
 
 
-@settings(max_examples=40, deadline=None)
-@given(architecture=architectures(), strip=st.sampled_from([1 << 10, 1 << 13]), seed=st.integers(0, 100))
-def test_equals_loops(architecture, strip: int, seed: int) -> None:
-    """Random architectures in blocks of several pairs, in strips, and cut raggedly, against plain loops."""
+@settings(max_examples=60, deadline=None)
+@given(
+    architecture=architectures(),
+    strip=st.sampled_from([1 << 10, 1 << 13]),
+    seed=st.integers(0, 100),
+    by_displacement=st.booleans(),
+)
+def test_equals_loops(architecture, strip: int, seed: int, by_displacement: bool) -> None:
+    """Random architectures in blocks of several pairs, in strips, by displacement, and cut raggedly, against plain
+    loops."""
     kernel, plain, shape = architecture
     try:
         kernel.check(shape)
@@ -246,6 +259,9 @@ def test_equals_loops(architecture, strip: int, seed: int) -> None:
         patch.setattr(recursion, "block_bytes", lambda xp: strip)
         patch.setattr(recursion, "_KRONECKER_POSITIONS", 0 if strip == 1 << 10 else 256)
         patch.setattr(recursion, "_GROUP_BYTES", 1 << 11)
+        patch.setattr(recursion, "_EXPLICIT_GROUP_BYTES", 1 << 11)
+        patch.setattr(displacements, "_LEAST_BLOCK_BYTES", strip)
+        patch.setattr(general, "by_displacement", lambda *_: by_displacement)
         a = kernel.prepare(X, np.arange(2), "x")
         b = kernel.prepare(np.concatenate([X, Y]), np.arange(3), "x")
         K = kernel.pair(a, b)
@@ -468,6 +484,9 @@ def test_an_absent_poolfactor_is_the_subsampling() -> None:
         (network([EXP, EXP], (2, 1)), 128, (8, 8, 1)),
         (network([RELU, RELU], (2, 1), tangent=True), 128, (8, 8, 1)),
         (network([EXP, EXP, EXP], (1, 2, 2)), 4, (24, 24, 1)),
+        (network([POLY2, EXP], (2, 5)), 12, (32, 32, 3)),
+        (network([RELU, RELU], (2, 2), "average", tangent="both"), 60, (16, 16, 3)),
+        (network([EXP, EXP], (1, 1), "average"), 300, (24, 24, 2)),
     ],
 )
 def test_scratch_memory_is_as_stated(kernel: Convolutional, n: int, shape: tuple) -> None:
@@ -479,6 +498,25 @@ def test_scratch_memory_is_as_stated(kernel: Convolutional, n: int, shape: tuple
     peak = tracemalloc.get_traced_memory()[1] - K.nbytes
     tracemalloc.stop()
     assert kernel.cost(2, n, shape).scratch_bytes == pytest.approx(peak, rel=0.2)
+
+
+def test_costs_know_what_is_left_out() -> None:
+    """Protects plans: without pooling, or with small last windows, few pairs of positions count; poly2 goes by its
+    explicit features; a tangent kernel costs more than the random-feature kernel."""
+    shape = (32, 32, 3)
+
+    def cost(kernels, subsampling, *options, tangent=False):
+        return network(kernels, subsampling, *options, tangent=tangent).cost(1, 1, shape)
+
+    full = cost([EXP, EXP], (2, 5))
+    assert cost([EXP, EXP], (2, 1), "strided").operations < full.operations / 20
+    assert cost([EXP, EXP], (1, 1), "average").transcendentals == 2 * 32 * 32
+    assert cost([POLY2, EXP], (2, 5)).operations < full.operations / 1.5
+    assert cost([POLY2, EXP], (2, 5)).transcendentals == 225**2
+    # All of layer 2, and in layer 1 the strips of C9's support: 902,849 entries cannot be undercut.
+    assert 902_849 < full.transcendentals < 1024**2 + 225**2
+    both = [costs.seconds(cost([RELU, RELU], (2, 5), tangent=t), 4) for t in (False, True)]
+    assert both[0] < both[1] < 2 * both[0]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
-"""The general path on a GPU gives the host's numbers; needs kernels/, NumPy and CuPy alone."""
+"""On a GPU, fused code and the general path give the host's numbers; needs kernels/, NumPy and CuPy alone."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from models import CHANNELS, MODELS, SIZES, admissible, busy_images, images
 
+from kernels import cuda, fused
 from kernels.arrays import to_host, why_no_device
 from kernels.base import Kernel
-from kernels.convolutional import Convolutional, Layer
+from kernels.convolutional import Convolutional
 from kernels.deep import FullyConnected
 from kernels.dot_product import DotProduct
 
@@ -16,11 +18,6 @@ pytestmark = [
     pytest.mark.skipif(why_no_device() is not None, reason=f"needs a GPU: {why_no_device()}"),
 ]
 
-RELU = (Layer(patch=3, kernel="relu", subsampling=2), Layer(patch=3, kernel="relu", subsampling=2))
-EXPONENTIAL = (
-    Layer(patch=3, kernel="exponential", sigma=0.6, subsampling=2),
-    Layer(patch=3, kernel="exponential", sigma=0.6, subsampling=2),
-)
 VECTORS: list[Kernel] = [
     DotProduct("exponential", sigma=0.6),
     DotProduct("polynomial", degree=3),
@@ -30,40 +27,90 @@ VECTORS: list[Kernel] = [
     FullyConnected("both", depth=4),
     0.5 * FullyConnected("ntk", depth=2) + DotProduct("linear"),
 ]
-IMAGES: list[Kernel] = [
-    Convolutional(EXPONENTIAL),
-    Convolutional(RELU, tangent="both"),
-    Convolutional(RELU, tangent=True, pooling_mode="periodic"),
-    Convolutional((Layer(patch=3, kernel="relu"), Layer(patch=3, kernel="relu", pooling="global"))),
-]
+TOLERANCES = {np.float32: 2e-6, np.float64: 1e-10}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("kernel", VECTORS + IMAGES, ids=lambda k: str(k.describe())[:80])
-def test_the_device_gives_the_host_s_numbers(kernel, dtype):
-    """Rectangular blocks, symmetric blocks with equal rows (K13) and diagonals."""
-    rng = np.random.default_rng(0)
-    shape = (40,) if kernel.inputs == "vectors" else (13, 11, 3)
-    X = rng.normal(size=(9, *shape)).astype(dtype)
-    a = kernel.prepare(X, pool="pool")
-    b = kernel.prepare(X[:4], np.arange(2, 6), pool="pool")
-    scale = np.sqrt(np.abs(kernel.diag(a)))
-    tolerance = 2e-6 if dtype == np.float32 else 1e-10
-    # Without equal rows a tangent kernel's float32 entries near the diagonal are right to 1e-4 only (K13).
-    for left, right in ((a, b), (a, a)):
-        device = kernel.pair(left.on_device(), right.on_device())
-        assert kernel.path(left.on_device()) == "cupy"
-        error = np.abs(to_host(device) - kernel.pair(left, right))
-        bound = scale[..., :, None] * np.sqrt(np.abs(kernel.diag(right)))[..., None, :]
+def cases():
+    """Every model on images of every size; channels take turns."""
+    return [
+        pytest.param(name, shape, id=f"{name}-{'x'.join(map(str, shape))}")
+        for turn, name in enumerate(MODELS)
+        for number, size in enumerate(SIZES)
+        for shape in [(*size, CHANNELS[(turn + number) % len(CHANNELS)])]
+        if admissible(MODELS[name], shape)
+    ]
+
+
+def check(kernel: Kernel, X: np.ndarray, dtype: type, path: str, tolerance: float) -> None:
+    """A symmetric block, a block with some equal rows (K13) and a diagonal on the device, against the host in
+    float64, relative to sqrt(K_ii K_jj)."""
+    exact = kernel.prepare(X, pool="pool")
+    whole = kernel.prepare(X.astype(dtype), pool="pool").on_device()
+    part = kernel.prepare(X[1:3].astype(dtype), np.arange(1, 3), pool="pool").on_device()
+    assert kernel.path(whole) == path
+    wanted, diagonal = kernel.pair(exact, exact), kernel.diag(exact)
+    scale = np.sqrt(np.abs(diagonal))
+    symmetric = to_host(kernel.pair(whole, whole))
+    np.testing.assert_array_equal(symmetric, np.swapaxes(symmetric, -1, -2))
+    for found, columns in ((symmetric, slice(None)), (to_host(kernel.pair(whole, part)), slice(1, 3))):
+        assert found.dtype == dtype
+        assert np.isfinite(found).all()
+        error = np.abs(found - wanted[..., columns])
+        bound = scale[..., :, None] * scale[..., None, columns]
         assert (error <= tolerance * bound + np.finfo(dtype).tiny).all(), (error / bound).max()
-    np.testing.assert_allclose(to_host(kernel.diag(a.on_device())), kernel.diag(a), rtol=1e-5)
+    np.testing.assert_allclose(to_host(kernel.diag(whole)), diagonal, rtol=tolerance)
 
 
-@pytest.mark.parametrize("kernel", VECTORS + IMAGES, ids=lambda k: str(k.describe())[:80])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("kernel", VECTORS, ids=lambda kernel: str(kernel.describe())[:80])
+def test_kernels_of_vectors(kernel, dtype):
+    X = np.random.default_rng(0).normal(size=(9, 40))
+    check(kernel, X, dtype, "cupy", 1e-5 if dtype == np.float32 else 1e-10)
+
+
+@pytest.mark.parametrize(("name", "shape"), cases())
+def test_fused_code(name, shape):
+    check(MODELS[name], busy_images(4, shape), np.float32, "cuda", TOLERANCES[np.float32])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_code_on_awkward_images(name):
+    """Flat ground, zeros, near copies: tangent kernels are right to 1e-4 there, the others as ever."""
+    kernel = MODELS[name]
+    for shape in ((13, 13, 1), (28, 28, 1), (32, 32, 3)):
+        if admissible(kernel, shape):
+            check(kernel, images(3, shape), np.float32, "cuda", 1e-4 if kernel.tangent else 2e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_general_path(name, dtype, monkeypatch):
+    monkeypatch.setenv(fused.VARIABLE, "general")
+    for shape in ((13, 13, 2), (31, 20, 1)):
+        if admissible(MODELS[name], shape):
+            check(MODELS[name], busy_images(4, shape), dtype, "cupy", TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("name", ["exp/exp 2-5", "relu NTK 2-5", "GAP, relu NTK, 5"])
+def test_the_same_blocks_give_the_same_bits(name, monkeypatch):
+    kernel = MODELS[name]
+    a = kernel.prepare(busy_images(24, (32, 32, 3), dtype=np.float32)).on_device()
+    once, again = (to_host(kernel.pair(a, a)) for _ in range(2))
+    np.testing.assert_array_equal(once, again)
+    monkeypatch.setattr(cuda, "_MOST_PAIRS", 100)
+    np.testing.assert_array_equal(to_host(kernel.pair(a, a)), once)
+    # Cut otherwise, pairs stay what they were: each is computed by itself.
+    np.testing.assert_allclose(to_host(kernel.pair(a[:7], a[7:])), once[:7, 7:], rtol=1e-6)
+    np.testing.assert_allclose(to_host(kernel.pair(a[::2], a)), once[::2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kernel", [*VECTORS, *(MODELS[name] for name in ("exp/exp 2-5", "relu NTK 2-5"))], ids=str
+)
 def test_samples_are_prepared_on_the_device_too(kernel):
     import cupy
 
-    shape = (40,) if kernel.inputs == "vectors" else (13, 11, 3)
+    shape = (28, 28, 1) if isinstance(kernel, Convolutional) else (40,)
     X = np.random.default_rng(1).normal(size=(6, *shape))
     host, device = kernel.prepare(X), kernel.prepare(cupy.asarray(X))
     assert host.arrays.keys() == device.arrays.keys()

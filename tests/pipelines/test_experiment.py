@@ -221,6 +221,8 @@ def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
         ("data.validation", {"random": True}),
         ("data.validation", {}),
         ("data.test", -1),
+        ("data.turn_test", 45),
+        ("data.turn_test", "90"),
         ("data.order", "reversed"),
         ("data.order", {"permutation": -1}),
         ("data.order", {"permutation": 2**32}),
@@ -273,6 +275,7 @@ def test_ridges_are_finite(tmp_path: Path, ridge: str) -> None:
     [
         (without("data.validation"), "data.validation"),
         (changed("solve.select", "oracle", without("data.test")), "data.test"),
+        (changed("data.turn_test", 90, without("data.test")), "give test as well"),
         (changed("solve.refit", True, changed("solve.select", "oracle")), "exclude"),
         (
             changed("solve.refit", True, changed("solve.select", "loo", without("data.validation"))),

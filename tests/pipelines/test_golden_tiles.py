@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from kernels.base import Kernel
+from kernels.fused import VARIABLE
 from kernels.registry import from_description
 
 GOLDEN = Path(__file__).with_name("golden_tiles.json")
@@ -23,6 +25,7 @@ DIGITS = 7
 """Significant digits that are compared: rounding differs between machines, formulas do not."""
 
 LAYERS = [{"patch": 3, "kernel": "relu", "subsampling": 2}, {"patch": 2, "kernel": "relu", "subsampling": 1}]
+TURNED_LAYERS = [{"patch": 3, "kernel": "relu", "poolfactor": 2}, {"patch": 3, "kernel": "relu"}]
 EXPONENTIAL = {"kind": "dot-product", "kernel": "exponential", "sigma": 0.6}
 RF = {"kind": "fully-connected", "family": "rf", "depth": 3}
 KERNELS: dict[str, dict[str, Any]] = {
@@ -54,7 +57,21 @@ KERNELS: dict[str, dict[str, Any]] = {
         "pooling_mode": "same",
         "layers": [{"patch": 3, "kernel": "relu", "pooling": "global"}],
     },
+    "roto-translation, rot": {"kind": "roto-translation", "final": "rot", "layers": TURNED_LAYERS},
+    "roto-translation, rot+gap of 8": {
+        "kind": "roto-translation",
+        "final": "rot+gap",
+        "rotations": 8,
+        "layers": [*TURNED_LAYERS[:-1], {"patch": 3, "kernel": "relu", "pooling": "global"}],
+    },
+    "roto-translation, orbit": {"kind": "roto-translation", "final": "orbit", "layers": TURNED_LAYERS},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def general_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file holds the numbers of the code that runs everywhere."""
+    monkeypatch.setenv(VARIABLE, "general")
 
 
 def samples(kernel: Kernel) -> np.ndarray:
@@ -95,4 +112,5 @@ def test_a_changed_number_is_seen() -> None:
 
 
 if __name__ == "__main__":
+    os.environ[VARIABLE] = "general"
     GOLDEN.write_text(json.dumps({name: golden(table) for name, table in KERNELS.items()}, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 import reference
 import small
 
+from kernels import general
+from kernels.base import Prepared
 from kernels.dot_product import DotProduct
-from pipelines import gram, leases, memory, plan, pools, tasks
+from pipelines import gram, leases, memory, plan, pools, provenance, tasks
 from pipelines.errors import ChunkLost, NumericalError, StoreError
 from pipelines.stores import GramStore
 from pipelines.tiles import Rectangle
@@ -227,6 +230,107 @@ def test_copies_of_a_sample_do_not_look_like_a_wrong_store(
         assert small.make(one, root).computed == {"train": 0}
 
 
+def precisely(network: Any, tangent: Any, a: Prepared, b: Prepared, same: Any) -> np.ndarray:
+    """A path of its own: as the general one, from float64 arrays and rounded."""
+
+    def wide(block: Prepared) -> Prepared:
+        return replace(
+            block, arrays={name: values.astype(np.float64) for name, values in block.arrays.items()}
+        )
+
+    dtype = a.arrays["image"].dtype
+    return GENERAL_PAIR(network, tangent, wide(a), wide(b), same).astype(dtype)
+
+
+GENERAL_PAIR = general.pair
+
+
+def save_images(samples: small.Samples, rng: np.random.Generator, *, copies: bool) -> None:
+    X = rng.random((72, 8, 8, 1))
+    if copies:
+        for copy in (1, 15, 16, 17, 31, 47, 48, 71):
+            X[copy] = X[0] * (1 if copy % 2 else 3.7)
+    np.save(samples.folder / "X.npy", X)
+
+
+def convolutional(kernel: str, **options: Any) -> dict[str, Any]:
+    layer = {"patch": 3, "kernel": kernel, **({"sigma": 0.6} if kernel == "exponential" else {})}
+    return {"kind": "convolutional", "layers": [{**layer, "subsampling": 2}, layer], **options}
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("kernel", [convolutional("exponential"), convolutional("relu", tangent=True)])
+def test_tiles_of_one_path_are_taken_by_another(
+    samples: small.Samples, root: Path, rng: np.random.Generator, kernel: dict, copies: bool
+) -> None:
+    """Protects resuming on another machine: float32 tiles differ between paths by rounding, and by the root of
+    rounding where an NTK meets copies of a sample under other row ids (K13)."""
+    save_images(samples, rng, copies=copies)
+    one = samples.experiment(kernel=kernel, gram={"dtype": "float32"})
+    made = small.make(one, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(general, "pair", precisely)
+        patch.setenv("MEGAGRAM_KERNEL_PATH", "general")
+        again = small.make(one, root)
+    assert again.computed == {"train": 0}
+    assert made.computed == {"train": 12}
+
+
+COMPILED = provenance.paths()["compiled"]
+
+
+@pytest.mark.skipif(COMPILED.startswith("absent"), reason=COMPILED)
+@pytest.mark.parametrize(
+    ("kernel", "copies", "dtype"),
+    [
+        (convolutional("exponential"), False, "float32"),
+        (convolutional("relu", tangent=True), True, "float32"),
+        (convolutional("relu", tangent=True), True, "float64"),
+    ],
+)
+def test_general_and_compiled_tiles_are_taken_by_each_other(
+    samples: small.Samples,
+    tmp_path: Path,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: dict,
+    copies: bool,
+    dtype: str,
+) -> None:
+    """Protects resuming by another path, either way; and the record of which path made each tile."""
+    save_images(samples, rng, copies=copies)
+    few = samples.experiment(kernel=kernel, gram={"dtype": dtype}, data={"train": 16})
+    all_of_them = samples.experiment(kernel=kernel, gram={"dtype": dtype})
+    for first, then in (("general", "compiled"), ("compiled", "general")):
+        monkeypatch.setenv("MEGAGRAM_KERNEL_PATH", first)
+        small.make(few, tmp_path / first)
+        monkeypatch.setenv("MEGAGRAM_KERNEL_PATH", then)
+        store = small.make(all_of_them, tmp_path / first).store
+        names = {"general": "numpy", "compiled": COMPILED}
+        old = gram.made_by(store, {(0, 0), (3, 0), (4, 0)})
+        new = gram.made_by(store, {(1, 0), (2, 1)})
+        assert {line["path"] for line in old} == {names[first]}
+        assert {line["path"] for line in new} == {names[then]}
+
+
+@pytest.mark.parametrize(("dtype", "moved"), [("float32", 1e-4), ("float64", 1e-7)])
+@pytest.mark.parametrize("kernel", [convolutional("exponential"), convolutional("relu", tangent=True)])
+def test_more_than_paths_may_differ_by_is_refused(
+    samples: small.Samples, root: Path, rng: np.random.Generator, kernel: dict, dtype: str, moved: float
+) -> None:
+    """Protects the check from being too generous: a hundred times what two paths may differ by is another kernel's."""
+    save_images(samples, rng, copies=False)
+    one = samples.experiment(kernel=kernel, gram={"dtype": dtype})
+    store = small.make(one, root).store
+    tile = store.read_tile(1, 0)
+    rows, columns = store.grid.extent((1, 0))
+    store.array("gram")[rows, columns] = tile * (1 + moved)
+    for other in store.present() - {(1, 0)}:
+        store.set_aside("gram", other)
+    with pytest.raises(StoreError, match="stored entries of tile 1/0"):
+        small.make(one, root)
+
+
 def test_a_bumped_revision_gets_another_store(
     samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,18 +490,6 @@ def test_tasks_are_grouped_by_what_a_worker_may_hold(samples: small.Samples, roo
     cache = memory.cache_bytes(small.MEMORY)
     group = gram.largest_group(store, small.MEMORY)
     assert 2 * group * block <= cache < 2 * (group + 1) * block
-
-
-def test_a_device_is_used_where_there_is_one(
-    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Protects ``none ignored``: blocks move to the device when CuPy finds one, and only then."""
-    moved: list[int] = []
-    path = small.make(samples.experiment(), root).features[0].store
-    monkeypatch.setattr(gram, "why_no_device", lambda: None)
-    monkeypatch.setattr(gram.Prepared, "on_device", lambda self: moved.append(len(self)) or self)
-    gram.BlockCache(1).block(path, 0, "")
-    assert moved == [16]
 
 
 def test_no_workers_are_opened_when_everything_is_stored(samples: small.Samples, root: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import small
 
+from kernels import native
+from kernels.base import KernelError
 from kernels.registry import from_description
 from pipelines import memory, plan, pools, solvers
 from pipelines.errors import DoesNotFit
@@ -100,7 +102,7 @@ def test_operations_and_time_are_those_of_the_missing_tiles(samples: small.Sampl
     assert made.cost.transcendentals == pytest.approx(sum(c.transcendentals for c in costs))
     assert made.cost.scratch_bytes == max(c.scratch_bytes for c in costs)
     entries = sum((r.stop - r.start) * (c.stop - c.start) for r, c in extents)
-    assert matrix.entries == entries == 10 * 256 + 4 * 8 * 16
+    assert entries == 10 * 256 + 4 * 8 * 16
     assert made.gram_seconds == pytest.approx(entries / SPEED.entries / 2)
 
 
@@ -193,6 +195,107 @@ def test_calibration_times_this_machine(table: dict[str, Any], shape: tuple[int,
     speed = plan.calibrate(from_description(table), shape, "float32", seconds=0.01)
     assert 0 < speed.entries < np.inf
     assert 0 < speed.operations < np.inf
+
+
+IMAGES = {"kind": "convolutional", "layers": [{"patch": 3, "kernel": "relu"}]}
+
+
+def test_of_a_tile_on_the_diagonal_image_kernels_take_a_triangle(samples: small.Samples, root: Path) -> None:
+    """Protects the expected time of small runs, where tiles on the diagonal are many."""
+    X, _ = samples.arrays(72)
+    np.save(samples.folder / "X.npy", np.repeat(X, 5, axis=1).reshape(72, 5, 5, 1))
+    made = planned(samples.experiment(kernel=IMAGES, data={"train": 60, "validation": 12}), root)
+    entries = 4 * (16 * 17 // 2) + 6 * 256 + 4 * 8 * 16
+    assert made.gram_seconds == pytest.approx(entries / SPEED.entries / 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "least"),
+    [("numpy", 1), ("compiled avx512", plan.GROUPED), ("compiled avx2, numpy", plan.GROUPED)],
+)
+def test_calibration_blocks_are_as_wide_as_the_path_works(
+    monkeypatch: pytest.MonkeyPatch, path: str, least: int
+) -> None:
+    """Protects expected time: compiled code takes whole groups of second images, so that a narrower block would
+    be timed at a fraction of its speed; a block with itself would at up to twice it."""
+    kernel = from_description(IMAGES)
+    seen: list[tuple[int, int]] = []
+
+    def pair(self: Any, a: Any, b: Any) -> np.ndarray:
+        assert a is not b
+        seen.append((len(a), len(b)))
+        return np.zeros((len(a), len(b)))
+
+    monkeypatch.setattr(type(kernel), "tile_sides", {"float32": 128, "float64": 128})
+    monkeypatch.setattr(type(kernel), "path", lambda self, a: path)
+    monkeypatch.setattr(type(kernel), "pair", pair)
+    plan.entries_per_second(kernel, (6, 6, 1), "float32", 10.0)
+    sizes = [1, 1, 2, 4, 8, 16, 32, 64, 128, 128]  # the first is not counted, the last is timed twice
+    assert seen == [(n, max(n, least)) for n in sizes]
+    seen.clear()
+    plan.entries_per_second(kernel, (6, 6, 1), "float32", 0.0)
+    assert seen == [(1, least)] * 2
+
+
+def test_a_device_is_timed_with_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects expected time: few pairs would not fill a device, and nothing is done when a call returns."""
+    kernel = from_description(IMAGES)
+    events: list[Any] = []
+    monkeypatch.setattr(plan.device, "used", lambda: True)
+    monkeypatch.setattr(plan.device, "placed", lambda block: block)
+    monkeypatch.setattr(plan.device, "finish", lambda: events.append("finished"))
+    monkeypatch.setattr(
+        type(kernel), "pair", lambda self, a, b: events.append(len(b)) or np.zeros((len(a), len(b)))
+    )
+    plan.entries_per_second(kernel, (6, 6, 1), "float32", 0.0)
+    assert events == [16, "finished"] * 2  # tiles have a side of 16 here
+
+
+def test_the_plan_says_which_code_will_run_and_why_none_quicker(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects the choice of a path: known before anything is computed, as is that a quicker one is missing."""
+    vectors = planned(samples.experiment(), root)
+    assert (vectors.path, vectors.path_remark, vectors.json()["path"]) == ("numpy", "", "numpy")
+    X, _ = samples.arrays(72)
+    np.save(samples.folder / "X.npy", np.repeat(X, 5, axis=1).reshape(72, 5, 5, 1))
+    one = samples.experiment(kernel=IMAGES)
+    monkeypatch.setattr(native, "obstacle", lambda *arguments: "not built")
+    images = planned(one, root)
+    assert (images.path, images.path_remark) == ("numpy", "not built")
+    both = {"kind": "sum", "terms": [IMAGES, {"kind": "scaled", "weight": 2.0, "term": IMAGES}]}
+    assert plan.path_of(from_description(both), (5, 5, 1), "float32") == ("numpy", "not built")
+    turned = {**IMAGES, "kind": "roto-translation", "pooling_mode": "same"}
+    # Where the plain kernel does the work, its obstacle is told; nothing is missing where no other path exists.
+    for final, remark in (("orbit", "not built"), ("rot", "")):
+        described = from_description({**turned, "final": final})
+        assert plan.path_of(described, (5, 5, 1), "float32") == ("numpy", remark)
+    monkeypatch.setenv("MEGAGRAM_KERNEL_PATH", "general")
+    assert planned(one, root).path_remark == ""  # it was declined
+    monkeypatch.setenv("MEGAGRAM_KERNEL_PATH", "compiled")
+    with pytest.raises(KernelError, match="MEGAGRAM_KERNEL_PATH=compiled, but not built"):
+        planned(one, root)
+    monkeypatch.setenv("MEGAGRAM_KERNEL_PATH", "cuda")
+    monkeypatch.setattr(plan.device, "why_no_device", lambda: "no GPU here")
+    with pytest.raises(KernelError, match="MEGAGRAM_KERNEL_PATH=cuda, but no GPU here"):
+        planned(one, root)
+    assert not root.exists()
+
+
+def test_workers_elsewhere_are_asked(samples: small.Samples, root: Path) -> None:
+    """Protects plans for a running scheduler: path and speed are those of its workers, not of this machine."""
+    asked: list[Any] = []
+
+    def ask(function: Any, *arguments: Any) -> Any:
+        asked.append(function)
+        return ("a path", "a remark") if function is plan.path_of else 123.0
+
+    made = planned(samples.experiment(), root, ask=ask, speed=None, workers=1)
+    assert asked == [plan.path_of, plan.entries_per_second]
+    assert (made.path, made.path_remark) == ("a path", "a remark")
+    assert made.gram_seconds == pytest.approx(
+        sum(m.grid.entries(t) for m in made.matrices for t in m.missing) / 123
+    )
 
 
 def test_more_workers_and_faster_machines_take_less_time(samples: small.Samples, root: Path) -> None:

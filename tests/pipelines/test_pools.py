@@ -251,3 +251,66 @@ def test_samples_that_count_as_zero_are_reported(samples: small.Samples, preproc
     said = " ".join(resolved(samples, preprocess=preprocess).warnings)
     assert (f"1 of {len(X)} samples is all zero" in said) == (not preprocess)
     assert (f"3 of {len(X)} samples have a norm below 1e-06" in said) == (not preprocess)
+
+
+# Turned test sets.
+
+
+def images(samples: small.Samples, n: int, part: str = "", size: tuple[int, int] = (5, 5)) -> np.ndarray:
+    """The files of ``samples`` with n images (n, h, w, 2) in place of the samples."""
+    X = np.random.default_rng(n).standard_normal((n, *size, 2))
+    np.save(samples.folder / f"X{part}.npy", X)
+    np.save(samples.folder / f"y{part}.npy", np.arange(n) % 3)
+    return X
+
+
+@pytest.mark.parametrize("permutation", [None, 7])
+def test_a_turned_test_set_of_the_pool(
+    samples: small.Samples, root: Path, tiles_of_16: int, permutation: int | None
+) -> None:
+    """Protects ``turn_test``: test rows of the pool, in its order, turned as numpy turns; training stays upright."""
+    X = images(samples, 72)
+    order = np.arange(72) if permutation is None else np.random.RandomState(permutation).permutation(72)
+    ordered = "canonical" if permutation is None else {"permutation": permutation}
+    data = {"order": ordered, "train": 20, "validation": [20, 30], "test": [60, 72], "turn_test": 90}
+    made = small.make(samples.experiment(data=data), root)
+    train, test = made.pools.split.train, made.pools.split.test
+    expected = made.kernel.gram(
+        np.rot90(X[order[60:]], 1, (1, 2)).reshape(12, -1), X[order[:20]].reshape(20, -1)
+    )
+    np.testing.assert_allclose(made.dense("test")[np.ix_(test, train)], expected, rtol=1e-12)
+    np.testing.assert_array_equal(made.pools.y(test, test=True), order[60:] % 3)
+    np.testing.assert_array_equal(made.pools.train.X, X[order])
+    assert made.pools.test_description == {**made.pools.pool_description, "turned": 90}
+    assert made.pools.test_of == "pool, turned by 90 degrees"
+
+
+@pytest.mark.parametrize(("degrees", "quarters"), [(90, 1), (180, 2), (270, 3)])
+def test_a_turned_test_set_of_its_own(samples: small.Samples, degrees: int, quarters: int) -> None:
+    """Protects ``turn_test`` where the source has a test set: that one is turned, and named apart from itself."""
+    images(samples, 72)
+    Z = images(samples, 10, "_test")
+    own = {key: str(samples.folder / f"{key}.npy") for key in ("X_test", "y_test")}
+    made, upright = (resolved(samples, test=8, **own, **turn) for turn in ({"turn_test": degrees}, {}))
+    np.testing.assert_array_equal(made.test.X, np.rot90(Z, quarters, (1, 2)))
+    np.testing.assert_array_equal(made.split.test, np.arange(8))
+    assert made.test_description == {**upright.test_description, "turned": degrees}
+    assert (made.test_of, upright.test_of) == (f"test set, turned by {degrees} degrees", "test set")
+    assert made.test_axis.digests != upright.test_axis.digests
+    assert made.pool_description == upright.pool_description
+
+
+def test_turned_training_samples_are_no_test_samples(samples: small.Samples) -> None:
+    """Protects honest scores: turning does not make a test sample of a training sample."""
+    images(samples, 72)
+    with pytest.raises(ExperimentError, match=r"data\.train and data\.test overlap in 5 rows"):
+        resolved(samples, train=20, test=[15, 30], turn_test=90)
+
+
+def test_what_cannot_be_turned_is_refused(samples: small.Samples) -> None:
+    """Protects ``turn_test`` from vectors and from images whose shape a turn changes."""
+    with pytest.raises(ExperimentError, match=r"turn_test = 90 .*X.npy holds vectors of 5 numbers"):
+        resolved(samples, test=[52, 60], turn_test=90)
+    images(samples, 72, size=(4, 6))
+    with pytest.raises(ExperimentError, match=r"turn_test = 180 .*X.npy holds images of 4x6 pixels"):
+        resolved(samples, test=[52, 60], turn_test=180)

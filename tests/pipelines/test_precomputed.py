@@ -193,6 +193,7 @@ def test_a_test_set_needs_its_matrix_and_its_labels(
         ({"X": "X.npy"}, r"data\.X has no meaning"),
         ({"X_test": "X.npy"}, r"data\.X_test has no meaning"),
         ({"preprocess": ["scale"]}, r"data\.preprocess has no meaning for a precomputed kernel"),
+        ({"test": [0, 2], "turn_test": 90}, r"data\.turn_test has no meaning for a precomputed kernel"),
         ({"y": None}, r"data\.y is missing"),
     ],
 )

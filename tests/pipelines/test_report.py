@@ -169,6 +169,22 @@ def test_report_is_complete(tmp_path):
     assert page.tags["svg"] == 2
 
 
+def test_the_mix_of_paths_stands_on_every_page(tmp_path):
+    """Protects provenance: which code made how many tiles, what was asked for and what there was; on the page of a
+    run, of a study, and on the terminal."""
+    result = a_result()
+    result["gram"]["paths"] = {"compiled avx512": 1060, "numpy": 18}
+    result["cluster"]["kernel_path"] = "compiled"
+    result["provenance"]["paths"] = {"compiled": "compiled avx512", "cuda": "absent: no GPU"}
+    mix = "compiled avx512: 1,060, numpy: 18"
+    for text in written(result, tmp_path):
+        assert mix in text
+        assert "compiled avx512; absent: no GPU" in text
+    assert ["Tiles made by", mix, ""] in report.terminal_table(result)[1]
+    study = report.make_study("table", "A table", "run", "now", [("one", result, "r.html")])
+    assert mix in report.build_study(study, tmp_path).read_text(encoding="utf-8")
+
+
 def test_report_is_self_contained(tmp_path):
     """Protects offline reading: nothing is loaded from anywhere, no script runs."""
     html, _ = written(a_result(), tmp_path)
@@ -504,8 +520,34 @@ def test_kernels_have_names_that_people_use():
     assert kernel_phrase({"kind": "convolutional", "layers": [LAYER]}) == (
         "a convolutional kernel of 1 layer (exponential 0.6)"
     )
+    turned = {
+        "kind": "roto-translation",
+        "final": "rot+gap",
+        "rotations": 8,
+        "tangent": True,
+        "layers": [LAYER],
+    }
+    assert kernel_phrase(turned) == (
+        "a roto-translation neural tangent kernel of 1 layer (exponential 0.6; rot+gap over 8 rotations)"
+    )
     assert kernel_phrase({"kind": "sum", "terms": [ntk, ntk]}) == "a sum of 2 kernels"
     assert kernel_phrase({"kind": "my-own", "size": 3}) == "a my-own kernel"
+
+
+@pytest.mark.parametrize(
+    ("test_of", "where"),
+    [
+        ("pool", "the pool"),
+        ("test set", "the source's own test set"),
+        ("test set, turned by 90 degrees", "the source's own test set, turned by 90 degrees"),
+    ],
+)
+def test_the_headline_says_what_was_tested(test_of, where, tmp_path):
+    """Protects from taking a turned test set of the source's own for rows of the pool."""
+    result = a_result()
+    result["data"]["test_of"] = test_of
+    _, markdown = written(result, tmp_path)
+    assert f"of {where};" in markdown.replace("\\", "")
 
 
 def test_an_empty_table_and_a_code_fence_survive():

@@ -32,7 +32,7 @@ def test_every_shipped_experiment_is_valid(name):
 
 def test_all_promised_names_are_shipped():
     """Protects the list of names that the documentation gives."""
-    wanted = {"quickstart", "digits-depth", "digits-convolutional"}
+    wanted = {"quickstart", "digits-depth", "digits-convolutional", "digits-turned"}
     for study, models in MODELS.items():
         sizes = SIZES if study.startswith("cifar10") else ("", "-10k")
         wanted |= {f"{name}{size}" for name in (study, *models) for size in sizes}
@@ -68,6 +68,17 @@ def test_digits_tables_are_complete(name, variants):
         assert sorted(map(float, one.expected.path)) == sorted(one.solve.ridges)
         start, stop = one.data.train
         assert one.expected.train == stop - start
+
+
+def test_digits_are_turned_for_the_test_alone():
+    """Protects X30: one split and ridge for all, the plain kernel once upright, all four compared at this size."""
+    upright, *turned = experiment.load("digits-turned").experiments
+    assert [one.data.turn_test for one in (upright, *turned)] == [None, 90, 90, 90]
+    assert [one.expected.value for one in (upright, *turned)] == [95.0, 11.5, 94.0, 92.0]
+    assert upright.kernel_object == turned[0].kernel_object
+    for one in (upright, *turned):
+        assert (one.data.train, one.data.test, one.solve.ridges) == ((0, 200), (1000, 1200), (1e-4,))
+        assert one.expected.train == 200
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from kernels.base import KernelError
+from kernels.fused import VARIABLE, asked
 from pipelines import tasks
 from pipelines.errors import DiskFull, StoreError
 
@@ -188,3 +190,39 @@ def test_a_task_taken_back_from_outside_is_done_all_the_same(client: Any) -> Non
     done = [task for task, _ in tasks.run(time.sleep, tasks.Listed([0.2, 0.21, 0.22, 0.23]), (), work)]
     assert taken
     assert sorted(done) == [0.2, 0.21, 0.22, 0.23]
+
+
+# What workers are told.
+
+
+def path_asked(task: int = 0) -> str:
+    time.sleep(0.05)  # so that tasks meet on the workers, which are threads of this process
+    return asked()
+
+
+def test_workers_take_the_path_they_are_told(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects a profile's kernel path on workers that were started elsewhere, in another environment."""
+    monkeypatch.setenv(VARIABLE, "general")
+    leave = tasks.Workers(client, 2)
+    assert tasks.ask(leave, path_asked) == "general"
+    told = tasks.Workers(client, 2, kernel_path="compiled")
+    assert [path for _, path in tasks.run(path_asked, tasks.Listed([1, 2, 3]), (), told)] == ["compiled"] * 3
+    assert tasks.ask(told, path_asked) == "compiled"
+    assert tasks.ask(leave, path_asked) == "general"  # once they are done, workers are as they were
+
+
+def test_this_process_is_asked_when_there_is_no_cluster() -> None:
+    """Protects plans of serial profiles; errors come through as they are."""
+    assert tasks.ask(tasks.Workers(), double, 4) == 8
+    with pytest.raises(TypeError):
+        tasks.ask(tasks.Workers(), double, None)
+
+
+def test_errors_of_asked_workers_come_through(client: Any) -> None:
+    """Protects the message of a path that a worker lacks."""
+    with pytest.raises(KernelError, match="no such path"):
+        tasks.ask(tasks.Workers(client, 2), refuse)
+
+
+def refuse() -> None:
+    raise KernelError("no such path")

@@ -1,0 +1,2 @@
+// Processors with AVX2 and FMA.
+#include "library.hpp"

@@ -1,0 +1,2 @@
+// Processors with AVX-512 (F, DQ, BW, VL).
+#include "library.hpp"

@@ -1,0 +1,33 @@
+// The launch of the function KERNEL, after its source.
+
+alignas(16) float4 shared[(SHARED_BYTES + 15) / 16];
+
+namespace {
+
+void** arguments;
+
+template <typename... A, size_t... N>
+void call(void (*kernel)(A...), std::index_sequence<N...>) {
+    kernel(*static_cast<std::remove_reference_t<A>*>(arguments[N])...);
+}
+
+template <typename... A>
+void call(void (*kernel)(A...)) {
+    call(kernel, std::index_sequence_for<A...>());
+}
+
+}  // namespace
+
+// Returns null, or what went wrong. Shared memory holds NaN when a block starts.
+extern "C" const char* launch(unsigned pairs, unsigned blocks, int backwards, void** given) {
+    arguments = given;
+    fibres::message = nullptr;
+    fibres::body = [] { call(KERNEL); };
+    for (unsigned y = 0; y < blocks; ++y)
+        for (unsigned x = 0; x < pairs; ++x) {
+            blockIdx = {x, y, 0};
+            std::memset(shared, 0xff, sizeof shared);
+            if (!fibres::run_block(THREADS, backwards != 0)) return fibres::message;
+        }
+    return nullptr;
+}

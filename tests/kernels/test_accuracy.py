@@ -1,0 +1,87 @@
+"""float32 against float64 on images of real things, on every path: error relative to sqrt(K_ii K_jj)."""
+
+from __future__ import annotations
+
+import models
+import numpy as np
+import pytest
+
+from kernels import fused, native
+from kernels.base import Kernel
+
+BOUND = 1e-6
+PATHS = ("general", "compiled")
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(fused.VARIABLE, request.param)
+    return request.param
+
+
+def digits(n: int, factor: int) -> np.ndarray:
+    """scikit-learn's digits, each pixel smoothly enlarged: grey pixels, flat ground and patches of zeros."""
+    from sklearn.datasets import load_digits
+
+    X = load_digits().images[:n] / 16
+    at = (np.arange(8 * factor) + 0.5) / factor - 0.5
+    weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(8)))
+    return np.einsum("ai,bj,nij->nab", weights, weights, X)[..., None]
+
+
+def compare(kernel: Kernel, X: np.ndarray, path: str) -> None:
+    """Entries, the diagonal by itself, and pairs of one sample in a block of two different halves."""
+    single = X.astype(np.float32)
+    double = single.astype(np.float64)
+    for x in (single, double):
+        if path == "compiled":
+            network = kernel._network(x.shape[1:])  # type: ignore[attr-defined]
+            reason = native.obstacle(network, kernel.tangent, x)  # type: ignore[attr-defined]
+            if reason is not None:
+                pytest.skip(reason)
+    a, b = kernel.prepare(single), kernel.prepare(double)
+    values, exact = kernel.pair(a, a), kernel.pair(b, b)
+    scale = np.sqrt(np.diagonal(exact, axis1=-2, axis2=-1))
+    scale = scale[..., :, None] * scale[..., None, :]
+    assert (np.abs(values - exact) / scale).max() <= BOUND
+    diagonal = np.diagonal(exact, axis1=-2, axis2=-1)
+    assert (np.abs(kernel.diag(a) - diagonal) / diagonal).max() <= BOUND
+    half = len(X) // 2
+    assert (np.abs(kernel.pair(a[: half + 1], a[half:]) - exact[..., : half + 1, half:])).max() <= (
+        BOUND * scale.max()
+    )
+
+
+@pytest.mark.parametrize("name", [*models.POOLED, "one layer, relu both, strided", "GAP, relu both, 2"])
+def test_digits(name: str, path: str) -> None:
+    """The models of the golden values and their like, tangent diagonals included (K13)."""
+    compare(models.MODELS[name], digits(6, 1), path)
+
+
+@pytest.mark.parametrize("name", models.PUBLISHED)
+def test_enlarged_digits(name: str, path: str) -> None:
+    """The published models, on images of 32 x 32 with many patches that are nearly alike."""
+    compare(models.PUBLISHED[name], digits(4, 4), path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.PUBLISHED)
+@pytest.mark.parametrize("source", ["mnist", "cifar10", "cifar10, whitened"])
+def test_published_data(source: str, name: str, path: str, real_data) -> None:
+    """MNIST, and CIFAR-10 raw and whitened (R15)."""
+    from pipelines import datasets
+    from pipelines.preprocessing import whiten_patches
+
+    pool = datasets.load(source.partition(",")[0])
+    X = pool.train.X[:12] / 255.0
+    compare(models.PUBLISHED[name], whiten_patches(X) if "whitened" in source else X, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.OTHERS)
+def test_published_data_with_other_models(name: str, path: str, real_data) -> None:
+    """Deep networks, every kind of pooling, strided and one-layer tangent kernels, on CIFAR-10."""
+    from pipelines import datasets
+
+    X = datasets.load("cifar10").train.X[:6] / 255.0
+    compare(models.OTHERS[name], X, path)
