@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from . import native
 from .arrays import Array, namespace
 from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, same_rows
-from .fused import choose, why_general
+from .fused import asked, choose, why_general
 from .general import engine
 from .layers import Layer
 from .network import Network, network_on
@@ -124,9 +125,15 @@ class Convolutional(Kernel):
         return why_general(self._network(image.shape[1:]), self.tangent, image)
 
     def cost(self, n: int, m: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
+        """As ``Kernel.cost``, of the general path; scratch memory is a bound for the compiled one as well."""
         self.check(shape)
         dtype = np.dtype(np.float32 if itemsize == 4 else np.float64)
-        return engine(self._network(shape), self.tangent, np, dtype, shape[2]).cost(n, m)
+        network = self._network(shape)
+        cost = engine(network, self.tangent, np, dtype, shape[2]).cost(n, m)
+        if asked() == "general":
+            return cost
+        compiled = native.scratch_bytes(network, self.tangent, n, m, shape[2], dtype)
+        return replace(cost, scratch_bytes=max(cost.scratch_bytes, compiled))
 
     def _network(self, shape: tuple[int, ...]) -> Network:
         return network_on(self.layers, self.pooling_mode, (int(shape[0]), int(shape[1])))
