@@ -535,9 +535,17 @@ print(taken, native.scratch_bytes(network_of(kernel, X), kernel.tangent, n, m, 1
 @pytest.mark.parametrize("name", MEASURED)
 def test_scratch_bytes_bound_what_is_taken(name: str) -> None:
     """The peak of a process that does nothing else: never more than a little above the bound, nor far below it."""
+    # Whatever other tests left in the environment stays out, and memory that is freed goes back at once: kept for
+    # later it would be taken again unseen.
+    kept = {key: os.environ[key] for key in ("PATH", "HOME", "LD_LIBRARY_PATH") if key in os.environ}
+    settings = {
+        "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
     found = subprocess.run(
         [sys.executable, "-c", MEASURE, name],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+        env=kept | settings | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=True,
