@@ -407,7 +407,7 @@ class Work:
             cross,
             self._folder,
             method=self.plan.method,
-            progress=lambda done, total: self._progress(done, total, "ridges solved"),
+            progress=self._progress,
         )
         solved_by = {"run": self.run, "reason": self.plan.reason, "made_with": provenance.arithmetic()}
         return {**evaluation, "solved_by": solved_by}

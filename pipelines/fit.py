@@ -77,7 +77,7 @@ def fit(
         return solution, targets, test_on(rows)
 
     loo = solve.select == "loo"
-    progress(0, len(solve.ridges))
+    progress(0, len(solve.ridges), solvers.base.RIDGES)
     solutions = _solve(
         experiment, method, gram, split.train, train.matrix, solve.ridges, loo=loo, progress=progress
     )

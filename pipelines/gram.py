@@ -252,7 +252,7 @@ def compute_tiles(rectangle: Rectangle, job: GramJob) -> TileReport:
     kernel = load_kernel(job.kernel)
     stores = _stores(job.stores, job.samples)
     on_device = device.used()
-    cache = _cache(job.cache_bytes, on_device)
+    cache = block_cache(job.cache_bytes)
     computed: list[Tile] = []
     seconds: list[float] = []
 
@@ -407,6 +407,11 @@ class BlockCache:
             self._blocks.popitem(last=False)
         self._blocks[key] = prepared
         return prepared
+
+
+def block_cache(limit: int) -> BlockCache:
+    """This process's prepared blocks, of at most ``limit`` bytes, on the device where tiles are computed there."""
+    return _cache(limit, device.used())
 
 
 def forget() -> None:

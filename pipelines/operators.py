@@ -1,74 +1,18 @@
-"""Stored Gram matrices as operators: tiles are read through index sets, one at a time.
-
-An index set is a strictly increasing int64 array of row ids of a pool. Training, validation and test
-sets of one pool are index sets over one symmetric store, so no permuted matrix is ever written.
-"""
+"""Gram matrices as operators: tiles, stored or recomputed, are read through index sets, one at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .errors import DataError, NumericalError
-
-
-class TileSource(Protocol):
-    """A stored matrix, cut into square tiles of one side; only the last tiles of an axis are smaller."""
-
-    @property
-    def side(self) -> int: ...
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether only tiles (i, j) with i >= j are stored, the tiles on the diagonal whole."""
-        ...
-
-    def read_tile(self, i: int, j: int) -> np.ndarray:
-        """Rows from i * side and columns from j * side on, at most ``side`` of each."""
-        ...
-
-
-def index_set(rows: ArrayLike, size: int, name: str = "rows") -> np.ndarray:
-    """``rows`` as a (k,) int64 index set over ``size`` samples.
-
-    Raises:
-        DataError: not one-dimensional integers, not strictly increasing, or outside [0, size).
-    """
-    given = np.asarray(rows)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise DataError(f"{name} must be a one-dimensional array of row ids, got {given.dtype} {given.shape}")
-    ids = given.astype(np.int64, copy=False)
-    if ids.size and (ids[0] < 0 or ids[-1] >= size or np.any(np.diff(ids) <= 0)):
-        raise DataError(f"{name} must be row ids from 0 to {size - 1}, strictly increasing; sort them")
-    return ids
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The members of an index set that lie in one tile: their positions in the set and in the tile."""
-
-    positions: slice
-    local: slice | np.ndarray
-
-
-def _parts(ids: np.ndarray, side: int) -> dict[int, _Part]:
-    numbers, starts = np.unique(ids // side, return_index=True)
-    stops = np.append(starts, len(ids))[1:]
-    parts: dict[int, _Part] = {}
-    for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops.tolist(), strict=True):
-        local = ids[start:stop] - number * side
-        first, last = int(local[0]), int(local[-1])
-        run = last - first == stop - start - 1  # a slice then spares the copies of fancy indexing
-        parts[number] = _Part(slice(start, stop), slice(first, last + 1) if run else local)
-    return parts
+from .products import product
+from .site import Site
+from .tilesource import TileSource, index_set, parts
 
 
 def blocks(
@@ -78,7 +22,7 @@ def blocks(
 
     A tile of a symmetric store below the diagonal serves both triangles. Blocks may be views of a tile.
     """
-    row_parts, column_parts = _parts(rows, source.side), _parts(columns, source.side)
+    row_parts, column_parts = parts(rows, source.side), parts(columns, source.side)
     if not source.symmetric:
         for i, row in row_parts.items():
             for j, column in column_parts.items():
@@ -117,10 +61,13 @@ def cross_block(
     return out
 
 
-def predict(source: TileSource, rows: ArrayLike, columns: ArrayLike, alpha: np.ndarray) -> np.ndarray:
+def predict(
+    source: TileSource, rows: ArrayLike, columns: ArrayLike, alpha: np.ndarray, site: Site | None = None
+) -> np.ndarray:
     """K[rows, columns] @ alpha in float64, without ever holding that block (R1: f = sum alpha_i K(x_i, .)).
 
     alpha: (len(columns), t), or (r, len(columns), t) for r ridges, which share one pass over the tiles.
+    site: where workers take part; this process computes without one.
     Returns (len(rows), t) or (r, len(rows), t) float64.
 
     Raises:
@@ -128,28 +75,30 @@ def predict(source: TileSource, rows: ArrayLike, columns: ArrayLike, alpha: np.n
     """
     row_ids = index_set(rows, source.shape[0], "rows")
     column_ids = index_set(columns, source.shape[1], "columns")
-    stack = np.asarray(alpha, dtype=np.float64)
+    stack = np.asarray(alpha)
     if stack.ndim not in (2, 3) or stack.shape[-2] != len(column_ids):
         raise DataError(f"coefficients of shape {stack.shape} do not fit {len(column_ids)} columns")
-    flat = np.ascontiguousarray(np.moveaxis(stack, -2, 0)).reshape(len(column_ids), -1)
-    out = np.zeros((len(row_ids), flat.shape[1]))
-    for at_rows, at_columns, block in blocks(source, row_ids, column_ids):
-        out[at_rows] += block.astype(np.float64, copy=False) @ flat[at_columns]
+    flat = np.moveaxis(stack, -2, 0).reshape(len(column_ids), -1)
+    out = product(source, row_ids, column_ids, flat, site)
     scores = out.reshape(len(row_ids), *stack.shape[:-2], stack.shape[-1])
     return np.ascontiguousarray(np.moveaxis(scores, 0, -2))
 
 
 class GramOperator:
-    """A symmetric store's matrix restricted to an index set, as dense array or as products.
+    """A symmetric matrix restricted to an index set, as dense array, as blocks of it or as products.
+
+    site: where workers take part in products, and where a solver keeps what it goes on from; without one
+    everything is done in this process, and nothing is kept.
 
     Raises:
-        DataError: the store is not symmetric, or rows are not an index set of it, or none.
+        DataError: the matrix is not symmetric, or rows are not an index set of it, or none.
     """
 
-    def __init__(self, source: TileSource, rows: ArrayLike) -> None:
+    def __init__(self, source: TileSource, rows: ArrayLike, site: Site | None = None) -> None:
         if not source.symmetric:
             raise DataError(f"a solver needs a symmetric store, not a rectangular one {source.shape}")
         self.source = source
+        self.site = site
         self.rows = index_set(rows, source.shape[0])
         if not self.rows.size:
             raise DataError("a Gram matrix over no samples cannot be solved with; give at least one row")
@@ -209,12 +158,20 @@ class GramOperator:
             )
 
     def matmul(self, V: np.ndarray) -> np.ndarray:
-        """K @ V for V (n, t) or (r, n, t), in float64, in one pass over the stored tiles."""
-        return predict(self.source, self.rows, self.rows, V)
+        """K @ V for V (n, t) or (r, n, t), in float64, in one pass over the tiles."""
+        return predict(self.source, self.rows, self.rows, V, self.site)
+
+    def sketch(self, V: np.ndarray) -> np.ndarray:
+        """K @ V for V (n, t) with tiles multiplied in float32: for what needs no more than its leading digits."""
+        return product(self.source, self.rows, self.rows, V, self.site, np.float32)
+
+    def block(self, rows: slice, columns: slice, dtype: DTypeLike = np.float64) -> np.ndarray:
+        """The block of the matrix between two ranges of positions, C order."""
+        return cross_block(self.source, self.rows[rows], self.rows[columns], dtype)
 
     def diag(self) -> np.ndarray:
         """(n,) float64 diagonal, from the diagonal tiles alone."""
         out = np.empty(self.n)
-        for number, part in _parts(self.rows, self.source.side).items():
+        for number, part in parts(self.rows, self.source.side).items():
             out[part.positions] = self.source.read_tile(number, number).diagonal()[part.local]
         return out

@@ -48,11 +48,11 @@ class ResultStore:
         with disk_errors(self.folder):
             (working / "result.json").write_text(json.dumps(result, indent=1, allow_nan=True))
             for path in working.iterdir():
-                _sync(path)
-            _sync(working)
+                sync(path)
+            sync(working)
             os.rename(working, final)
             self._point_latest(run)
-            _sync(self.folder)
+            sync(self.folder)
         return final
 
     def _point_latest(self, run: str) -> None:
@@ -243,7 +243,8 @@ def tiles_of(rows: Mapping[str, list[list[int]]]) -> set[tuple[int, int]]:
     return {(int(i), j) for i, runs in rows.items() for start, stop in runs for j in range(start, stop)}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file or a folder durable: what is in it outlives a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from .errors import ChunkLost, DiskFull, NumericalError, StoreError
 from .tiles import Grid, Tile
 
 FORMAT = 1
-KINDS = ("pools", "features", "gram")
+KINDS = ("pools", "features", "gram", "factors")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class Store:
             raise StoreError(
                 f"{path}: has format {self.attributes.get('format')}, this version reads format {FORMAT}"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As an address: a worker opens the store once, and again when its samples are others.
+        return _opened, (type(self), self.path, digest(self.axes))
 
     @property
     def description(self) -> dict[str, Any]:
@@ -129,9 +133,9 @@ class Store:
         if not self.chunk(name, index).exists():
             raise ChunkLost(f"{label} is missing; run the experiment again to compute it")
         try:
-            values = self.array(name)[selection]
+            values = self._values(name, index, selection)
         except (ValueError, RuntimeError) as error:
-            # Zarr's codecs raise these on a wrong checksum, a truncated or an empty file.
+            # As Zarr's codecs do on a wrong checksum, a truncated or an empty file.
             self.set_aside(name, index)
             raise ChunkLost(
                 f"{label} was damaged ({_first_line(error)}) and is set aside; run the experiment again"
@@ -140,6 +144,9 @@ class Store:
             # Set aside by another reader meanwhile: Zarr may have read fill values in its place.
             raise ChunkLost(f"{label} was set aside by another process; run the experiment again")
         return values
+
+    def _values(self, name: str, index: Sequence[int], selection: Any) -> np.ndarray:
+        return self.array(name)[selection]
 
     def write(self, name: str, index: Sequence[int], selection: Any, value: np.ndarray) -> None:
         """Write one whole chunk: under a temporary name, then renamed.
@@ -326,10 +333,96 @@ class FeatureStore(Store):
                 self.write(name, self._index(name, block), extent, values)
 
 
-class GramStore(Store):
+class TileStore(Store):
+    """One matrix in square tiles, each a whole chunk."""
+
+    matrix: str
+    """Name of its array."""
+
+    @property
+    def side(self) -> int:
+        return int(self.description["side"])
+
+    @property
+    def dtype(self) -> str:
+        return str(self.description["dtype"])
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether only the lower triangle's tiles (i, j) with i >= j are kept."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(*self.shape, self.side, self.symmetric)
+
+    def has(self, tile: Tile) -> bool:
+        return self.chunk(self.matrix, tile).exists()
+
+    def present(self) -> set[Tile]:
+        """The tiles that lie in the store, by their file names."""
+        found: set[Tile] = set()
+        try:
+            rows = [entry for entry in os.scandir(self.path / self.matrix / "c") if entry.name.isdigit()]
+        except FileNotFoundError:
+            return found
+        for row in rows:
+            found.update((int(row.name), int(name)) for name in os.listdir(row.path) if name.isdigit())
+        return found
+
+    def read_tile(self, i: int, j: int) -> np.ndarray:
+        """Tile (i, j), at most (side, side); ragged only at the matrix's end.
+
+        Raises:
+            ChunkLost: missing, or damaged or not finite (then set aside).
+        """
+        block = self.read(self.matrix, (i, j), self.grid.extent((i, j)))
+        if not all_finite(block):
+            self.set_aside(self.matrix, (i, j))
+            raise ChunkLost(
+                f"{self.path}: tile {i}/{j} held values that are not finite and is set aside;"
+                " run the experiment again"
+            )
+        return block
+
+    def _values(self, name: str, index: Sequence[int], selection: Any) -> np.ndarray:
+        # What Zarr would do, without the copies that it makes on the way: half of the time.
+        self.array(name)  # whose metadata, damaged, would be found by Zarr alone
+        rows, columns = selection
+        tile = read_tile_file(self.chunk(name, index), self.side, np.dtype(self.dtype))
+        n, m = rows.stop - rows.start, columns.stop - columns.start
+        return tile if tile.shape == (n, m) else tile[:n, :m].copy()
+
+    def write_tile(self, tile: Tile, block: np.ndarray) -> bool:
+        """Write a tile once; False when it was there already.
+
+        Raises:
+            NumericalError: a value is not finite; the samples are named, nothing is written.
+            DiskFull: no space is left.
+        """
+        rows, columns = self.grid.extent(tile)
+        if not all_finite(block):
+            finite = np.isfinite(block)
+            i, j = np.unravel_index(int(np.argmin(finite)), block.shape)
+            raise NumericalError(
+                f"{self.path}: tile {tile[0]}/{tile[1]} has {int((~finite).sum())} values that are not finite,"
+                f" the first between samples {rows.start + i} and {columns.start + j}; tile not stored"
+            )
+        if self.has(tile):
+            return False
+        self.write(self.matrix, tile, (rows, columns), block)
+        return True
+
+
+class GramStore(TileStore):
     """Tiles of one kernel's matrix over a pool (symmetric), or between two pools (rectangular)."""
 
     kind = "gram"
+    matrix = "gram"
 
     @classmethod
     def open_or_create(
@@ -342,74 +435,12 @@ class GramStore(Store):
         return cls(_open_or_create(root, cls.kind, description, axes, arrays))
 
     @property
-    def side(self) -> int:
-        return int(self.description["side"])
-
-    @property
-    def dtype(self) -> str:
-        return str(self.description["dtype"])
-
-    @property
     def symmetric(self) -> bool:
         return len(self.axes) == 1
 
     @property
     def shape(self) -> tuple[int, int]:
         return int(self.axes[0]["rows"]), int(self.axes[-1]["rows"])
-
-    @property
-    def grid(self) -> Grid:
-        return Grid(*self.shape, self.side, self.symmetric)
-
-    def has(self, tile: Tile) -> bool:
-        return self.chunk("gram", tile).exists()
-
-    def present(self) -> set[Tile]:
-        """The tiles that lie in the store, by their file names."""
-        found: set[Tile] = set()
-        try:
-            rows = [entry for entry in os.scandir(self.path / "gram" / "c") if entry.name.isdigit()]
-        except FileNotFoundError:
-            return found
-        for row in rows:
-            found.update((int(row.name), int(name)) for name in os.listdir(row.path) if name.isdigit())
-        return found
-
-    def read_tile(self, i: int, j: int) -> np.ndarray:
-        """Tile (i, j), at most (side, side); ragged only at the pool's end.
-
-        Raises:
-            ChunkLost: missing, or damaged or not finite (then set aside).
-        """
-        extent = self.grid.extent((i, j))
-        block = self.read("gram", (i, j), extent)
-        if not np.isfinite(block).all():
-            self.set_aside("gram", (i, j))
-            raise ChunkLost(
-                f"{self.path}: tile {i}/{j} held values that are not finite and is set aside;"
-                " run the experiment again"
-            )
-        return block
-
-    def write_tile(self, tile: Tile, block: np.ndarray) -> bool:
-        """Write a tile once; False when it was there already.
-
-        Raises:
-            NumericalError: a value is not finite; the samples are named, nothing is written.
-            DiskFull: no space is left.
-        """
-        rows, columns = self.grid.extent(tile)
-        finite = np.isfinite(block)
-        if not finite.all():
-            i, j = np.unravel_index(int(np.argmin(finite)), block.shape)
-            raise NumericalError(
-                f"{self.path}: tile {tile[0]}/{tile[1]} has {int((~finite).sum())} values that are not finite,"
-                f" the first between samples {rows.start + i} and {columns.start + j}; tile not stored"
-            )
-        if self.has(tile):
-            return False
-        self.write("gram", tile, (rows, columns), block)
-        return True
 
     # Records: one line a tile, appended by the worker that made it.
 
@@ -434,6 +465,31 @@ class GramStore(Store):
         return sorted(lines, key=lambda line: line.get("time", 0))
 
 
+class FactorStore(TileStore):
+    """Tiles of a lower triangular factor; what it is the factor of is its description.
+
+    It is apart from the Gram store, and can be removed: whoever needs it computes it again.
+    """
+
+    kind = "factors"
+    matrix = "factor"
+    symmetric = True
+
+    @classmethod
+    def open_or_create(
+        cls, root: Path, description: dict[str, Any], n: int, dtype: str, side: int
+    ) -> FactorStore:
+        """The store of an (n, n) factor in tiles of ``side``."""
+        arrays: dict[str, Any] = {"factor": ((n, n), (side, side), np.dtype(dtype).str, [])}
+        description = {**description, "n": n, "dtype": np.dtype(dtype).name, "side": side}
+        return cls(_open_or_create(root, cls.kind, description, [], arrays))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n = int(self.description["n"])
+        return n, n
+
+
 def open_store(path: str | Path) -> Store:
     """The store at ``path``, of whatever kind.
 
@@ -442,10 +498,38 @@ def open_store(path: str | Path) -> Store:
     """
     path = Path(path)
     kind = _attributes(path).get("megagram")
-    for cls in (PoolStore, FeatureStore, GramStore):
+    for cls in (PoolStore, FeatureStore, GramStore, FactorStore):
         if cls.kind == kind:
             return cls(path)
     raise StoreError(f"{path}: not a megagram store")
+
+
+@lru_cache(maxsize=16)
+def _opened(cls: type[Store], path: Path, axes: str) -> Store:
+    return cls(path)
+
+
+def read_tile_file(path: Path, side: int, dtype: np.dtype) -> np.ndarray:
+    """The (side, side) tile in a chunk's file: numbers in C order, little-endian, and their crc32c.
+
+    Raises:
+        ValueError: the file is not of that size, or its checksum is wrong.
+    """
+    import google_crc32c
+
+    content = np.fromfile(path, np.uint8)
+    if content.nbytes != side * side * dtype.itemsize + 4:
+        raise ValueError(f"{content.nbytes} bytes where a tile has {side * side * dtype.itemsize + 4}")
+    if google_crc32c.value(content[:-4]) != int.from_bytes(content[-4:].tobytes(), "little"):
+        raise ValueError("stored and computed checksum do not match")
+    return content[:-4].view(dtype.newbyteorder("<")).reshape(side, side)
+
+
+def all_finite(block: np.ndarray) -> bool:
+    """Whether every value is finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A sum is quicker than a look at every value, and only finite values have a finite one.
+        return bool(np.isfinite(block.sum())) or bool(np.isfinite(block).all())
 
 
 def generations(root: Path, kind: str, description: Mapping[str, Any]) -> Iterator[Path]:

@@ -69,9 +69,16 @@ Open = Callable[[], Workers]
 
 
 def run(
-    function: Callable[..., Any], source: Source[T], arguments: tuple[Any, ...], workers: Workers
+    function: Callable[..., Any],
+    source: Source[T],
+    arguments: tuple[Any, ...],
+    workers: Workers,
+    owner: Callable[[T], int] | None = None,
 ) -> Iterator[tuple[T, Any]]:
     """Yield (task, function(task, *arguments)) as tasks finish, at most three a worker in flight.
+
+    owner: a number for each task; tasks of one number go to one worker where that is possible, which then has
+    in its cache what they share.
 
     A task that fails in a way that may pass is tried twice more; any other failure cancels what is in
     flight and is raised.
@@ -79,7 +86,7 @@ def run(
     if workers.client is None:
         yield from _run_here(function, source, arguments)
     else:
-        yield from _run_on(workers, function, source, arguments)
+        yield from _run_on(workers, function, source, arguments, owner)
 
 
 def ask(workers: Workers, function: Callable[..., T], *arguments: Any) -> T:
@@ -89,10 +96,18 @@ def ask(workers: Workers, function: Callable[..., T], *arguments: Any) -> T:
     return _submit(workers, function, *arguments).result()
 
 
-def _submit(workers: Workers, function: Callable[..., Any], *arguments: Any) -> Any:
-    told = workers.kernel_path
+def _submit(
+    workers: Workers, function: Callable[..., Any], *arguments: Any, preferred: str | None = None
+) -> Any:
     return workers.client.submit(
-        _run_told, told, function, *arguments, pure=False, resources=workers.resources
+        _run_told,
+        workers.kernel_path,
+        function,
+        *arguments,
+        pure=False,
+        resources=workers.resources,
+        workers=preferred,
+        allow_other_workers=preferred is not None,
     )
 
 
@@ -127,15 +142,21 @@ def _tried(function: Callable[..., Any], task: T, arguments: tuple[Any, ...]) ->
 
 
 def _run_on(
-    workers: Workers, function: Callable[..., Any], source: Source[T], arguments: tuple[Any, ...]
+    workers: Workers,
+    function: Callable[..., Any],
+    source: Source[T],
+    arguments: tuple[Any, ...],
+    owner: Callable[[T], int] | None,
 ) -> Iterator[tuple[T, Any]]:
     from distributed import wait
 
     client = workers.client
+    addresses = sorted(client.scheduler_info(n_workers=-1)["workers"]) if owner else []
     pending: dict[Any, tuple[T, int]] = {}
 
     def submit(task: T, tries: int) -> None:
-        future = _submit(workers, function, task, *arguments)
+        preferred = addresses[owner(task) % len(addresses)] if owner and addresses else None
+        future = _submit(workers, function, task, *arguments, preferred=preferred)
         pending[future] = (task, tries)
 
     window = 3 * max(workers.count, 1)

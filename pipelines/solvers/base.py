@@ -56,10 +56,13 @@ class Solution:
     notes: tuple[str, ...] = ()
 
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, str], None]
+"""Called with how much is done, of how much, and of what: ridges, tiles of a factor, iterations."""
+
+RIDGES = "ridges solved"
 
 
-def unwatched(done: int, total: int) -> None:
+def unwatched(done: int, total: int, message: str) -> None:
     """The progress of a solve that nobody watches."""
 
 
@@ -74,10 +77,7 @@ class Solver(Protocol[State]):
         ...
 
     def solve(self, state: State, Y: ArrayLike, progress: Progress = unwatched) -> tuple[Solution, ...]:
-        """One solution per ridge, in the order given to ``factor``, for (n,) or (n, t) targets.
-
-        progress: called with how many ridges are done, of how many.
-        """
+        """One solution per ridge, in the order given to ``factor``, for (n,) or (n, t) targets."""
         ...
 
 

@@ -14,6 +14,7 @@ from ..errors import NumericalError
 from ..memory import peak_bytes
 from ..operators import GramOperator
 from .base import (
+    RIDGES,
     DirectSolver,
     Progress,
     Solution,
@@ -108,9 +109,9 @@ class Cholesky(DirectSolver):
         targets = check_targets(Y, state.n)
         solutions: list[Solution] = []
         for ridge, shift in zip(state.ridges, state.shifts, strict=True):
-            progress(len(solutions), len(state.ridges))
+            progress(len(solutions), len(state.ridges), RIDGES)
             solutions.append(self._solve_one(state, ridge, shift, targets))
-        progress(len(solutions), len(state.ridges))
+        progress(len(solutions), len(state.ridges), RIDGES)
         return tuple(solutions)
 
     def _solve_one(self, state: CholeskyState, ridge: float, shift: float, Y: np.ndarray) -> Solution:

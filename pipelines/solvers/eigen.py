@@ -14,6 +14,7 @@ from ..errors import ExperimentError, NumericalError
 from ..memory import peak_bytes
 from ..operators import GramOperator
 from .base import (
+    RIDGES,
     DirectSolver,
     Progress,
     Solution,
@@ -130,7 +131,7 @@ class Eigen(DirectSolver):
         dimensions = (spectra * weights).sum(axis=0)
         loos = None if inverse_diagonals is None else targets - alphas / inverse_diagonals.T[:, :, None]
         seconds = (state.seconds + perf_counter() - started) / len(state.ridges)
-        progress(len(state.ridges), len(state.ridges))
+        progress(len(state.ridges), len(state.ridges), RIDGES)
         return tuple(
             Solution(
                 alpha=alphas[k],

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import DataError
-from pipelines.operators import GramOperator, cross_block, index_set, predict
+from pipelines.operators import GramOperator, cross_block, predict
+from pipelines.tilesource import index_set
 
 
 class MemoryTiles:

@@ -1,0 +1,74 @@
+"""Solutions kept as they are found, so that a path of ridges that was interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from ..results import save_array, sync
+from ..stores import disk_errors
+from .base import Solution, Status
+
+ARRAYS = ("alpha", "loo")
+
+
+class Checkpoints:
+    """One folder for each ridge that is solved, under ``folder``; none are kept where that is None."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+
+    def load(self, ridge: float) -> Solution | None:
+        """The solution that was kept for a ridge; None where there is none, or it is damaged."""
+        if self._folder is None:
+            return None
+        folder = self._path(ridge)
+        try:
+            facts = json.loads((folder / "solution.json").read_text())
+            arrays = {
+                name: np.load(folder / f"{name}.npy", allow_pickle=False)
+                for name in ARRAYS
+                if facts.pop(f"has_{name}")
+            }
+            facts |= {"status": Status(facts["status"]), "notes": tuple(facts["notes"])}
+            return Solution(**facts, **arrays)
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+
+    def save(self, solution: Solution) -> None:
+        """Keep a solution: written under a temporary name, made durable, renamed.
+
+        Raises:
+            DiskFull: no space is left.
+        """
+        if self._folder is None:
+            return
+        folder = self._path(solution.ridge)
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        facts = {f.name: getattr(solution, f.name) for f in fields(Solution) if f.name not in ARRAYS}
+        with disk_errors(self._folder):
+            temporary.mkdir(parents=True)
+            for name in ARRAYS:
+                values = getattr(solution, name)
+                facts[f"has_{name}"] = values is not None
+                if values is not None:
+                    save_array(temporary, name, values)
+            (temporary / "solution.json").write_text(json.dumps(facts))
+            for path in (*temporary.iterdir(), temporary):
+                sync(path)
+            with suppress(OSError):  # another process keeps the same solution
+                os.rename(temporary, folder)
+                sync(self._folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+    def _path(self, ridge: float) -> Path:
+        assert self._folder is not None
+        return self._folder / f"ridge-{ridge!r}"
