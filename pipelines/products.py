@@ -8,6 +8,7 @@ out however many workers there are.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,8 @@ def multiply(square: Square, job: Product) -> tuple[Part, ...]:
     rows, columns, V = (np.load(path, mmap_mode="r") for path in (job.rows, job.columns, job.V))
     done = list(_multiply(square, job.source, rows, columns, V, job.same))
     path = _file(job.out, square.number)
-    temporary = path.with_suffix(f".{os.getpid()}")
+    # Dask may run a task twice, at the same time even.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with disk_errors(path.parent):
         with temporary.open("wb") as stream:
             for _, values in done:

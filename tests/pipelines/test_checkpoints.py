@@ -1,0 +1,86 @@
+"""Sites and checkpoints: what a solve keeps is found again whole, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import leases, tasks
+from pipelines.site import Site
+from pipelines.solvers.base import Solution, Status
+from pipelines.solvers.checkpoints import Checkpoints
+
+SOLUTION = Solution(
+    alpha=np.random.default_rng(0).standard_normal((7, 3)),
+    ridge=1e-7,
+    shift=7e-7,
+    status=Status.SOLVED,
+    residual=3.1e-9,
+    iterations=4,
+    effective_dimension=None,
+    seconds=1.5,
+    peak_bytes=123,
+    loo=None,
+    jitter=0.0,
+    notes=("one", "two"),
+)
+
+
+@pytest.mark.parametrize("loo", [None, np.ones((7, 3))])
+def test_a_solution_comes_back_bit_by_bit(loo: np.ndarray | None, tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "solve")
+    assert kept.load(1e-7) is None
+    saved = replace(SOLUTION, loo=loo)
+    kept.save(saved)
+    kept.save(saved)  # as a second driver does
+    found = Checkpoints(tmp_path / "solve").load(1e-7)
+    assert found is not None
+    for field in fields(Solution):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(saved, field.name))
+    assert isinstance(found.status, Status)
+    assert kept.load(1e-8) is None
+    assert [path.name for path in (tmp_path / "solve").iterdir()] == ["ridge-1e-07"]
+
+
+@pytest.mark.parametrize("name", ["alpha.npy", "solution.json"])
+def test_a_damaged_checkpoint_is_none(name: str, tmp_path: Path) -> None:
+    """Protects the numbers: half a file is not solved with; it is removed, and the ridge solved again."""
+    kept = Checkpoints(tmp_path)
+    kept.save(SOLUTION)
+    path = tmp_path / "ridge-1e-07" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    assert kept.load(1e-7) is None
+    kept.save(SOLUTION)
+    assert kept.load(1e-7) is not None
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    kept = Checkpoints()
+    kept.save(SOLUTION)
+    assert kept.load(1e-7) is None
+
+
+def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(tmp_path: Path) -> None:
+    """Protects the disk after a kill, and a second driver on the same solve."""
+    folder = tmp_path / "solves" / "a"
+    (folder / "scratch-of-the-dead").mkdir(parents=True)
+    with Site(folder, tasks.Workers, 2**30) as first:
+        assert not (folder / "scratch-of-the-dead").exists()
+        saved = first.save("V", np.arange(6.0).reshape(3, 2).T)
+        with Site(folder, tasks.Workers, 2**30):
+            assert saved.exists()
+        np.testing.assert_array_equal(np.load(saved, mmap_mode="r"), np.arange(6.0).reshape(3, 2).T)
+    assert not list(folder.glob("scratch-*"))
+
+
+def test_another_living_process_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects factors that another driver still reads."""
+    folder = tmp_path / "solves" / "a"
+    with Site(folder, tasks.Workers, 2**30) as site:
+        assert site.alone
+        with leases.Lease(folder) as other:
+            other.path.rename(other.path.with_name(f"elsewhere-{other.path.name}"))
+            assert not site.alone
