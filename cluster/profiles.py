@@ -41,6 +41,27 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Assume:
+    """Machines that are not there, to plan for; every figure is an assumption. Rates are per second.
+
+    workers: their number; memory, gpu_memory: bytes of each. float64, float32: operations of a matrix product in
+    one worker; transcendentals: calls of exp, arccos or sqrt there. driver_memory: bytes; driver: operations of a
+    float64 product in the driver. disk: bytes that are free; disk_read: bytes, all workers together.
+    """
+
+    workers: int
+    memory: int
+    gpu_memory: int
+    float64: float
+    float32: float
+    transcendentals: float
+    driver_memory: int
+    driver: float
+    disk: int
+    disk_read: float
+
+
+@dataclass(frozen=True)
 class Profile:
     """Where and with how much the work runs.
 
@@ -52,7 +73,7 @@ class Profile:
     (on the host, whatever GPUs there are), "cuda", or "auto" for the quickest that can.
     environment: further variables of the workers. scratch: folder for their
     temporary files. dashboard: False, or the port of Dask's pages. worker_timeout: seconds to wait for
-    workers.
+    workers. assume: machines that are not there, for which ``plan`` is made and nothing can be run.
     """
 
     name: str = "local"
@@ -67,6 +88,7 @@ class Profile:
     scratch: str = ""
     dashboard: int | Literal[False] = False
     worker_timeout: float = 60.0
+    assume: Assume | None = None
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Profile:
@@ -118,6 +140,8 @@ class Profile:
 
     def resources(self) -> Resources:
         """Workers, memory per worker in bytes and GPUs that this profile comes to on this machine."""
+        if self.assume is not None:
+            return Resources(self.assume.workers, min(self.assume.memory, self.assume.gpu_memory))
         gpus = visible_gpus() if self.kind == "local" and self.kernel_path != "compiled" else ()
         if self.kind == "serial":
             workers = 1
@@ -279,6 +303,37 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def _rate(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError("a positive number is needed")
+    return float(value)
+
+
+_ASSUMED: dict[str, Callable[[object], Any]] = {
+    "workers": lambda value: _whole(value, at_least=1),
+    **dict.fromkeys(("memory", "gpu_memory", "driver_memory", "disk"), parse_memory),
+    **dict.fromkeys(("float64", "float32", "transcendentals", "driver", "disk_read"), _rate),
+}
+assert set(_ASSUMED) == {f.name for f in fields(Assume)}
+
+
+def _assumed(value: object) -> Assume:
+    if not isinstance(value, dict):
+        raise ValueError("a table is needed")
+    values: dict[str, Any] = {}
+    for key in value:
+        if key not in _ASSUMED:
+            raise ValueError(f"unknown key {key!r}{_nearest(key, _ASSUMED)}")
+    for key, check in _ASSUMED.items():
+        if key not in value:
+            raise ValueError(f"{key} is missing")
+        try:
+            values[key] = check(value[key])
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    return Assume(**values)
+
+
 _CHECKS: dict[str, Callable[[object], Any]] = {
     "kind": _one_of(("local", "serial", "address")),
     "address": _text,
@@ -291,5 +346,6 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "scratch": _text,
     "dashboard": _port,
     "worker_timeout": _seconds,
+    "assume": _assumed,
 }
 assert set(_CHECKS) == {f.name for f in fields(Profile)} - {"name"}

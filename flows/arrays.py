@@ -15,7 +15,7 @@ import numpy as np
 from cluster.profiles import Profile
 from cluster.watchdog import explain
 from kernels.base import Kernel
-from pipelines import datasets, features, gram, plan, pools
+from pipelines import datasets, features, gram, pools, speed
 from pipelines.array_files import open_array
 from pipelines.errors import DataError, DoesNotFit, ExperimentError
 from pipelines.experiment import read_kernel
@@ -54,7 +54,7 @@ def gram_of_arrays(
     root = out.with_name(out.name + ".parts")
     with Cluster(Profile.load(profile), root, display.line) as cluster:
         shape = pools.kernel_shape(kernel.inputs, samples.raw_shape)
-        cluster.say_path(*cluster.ask(plan.path_of, kernel, shape, dtype))
+        cluster.say_path(*cluster.ask(speed.path_of, kernel, shape, dtype))
         store, report = _assemble(kernel, samples, dtype, root, cluster, display)
         paths = Counter(line["path"] for line in gram.made_by(store, store.present()))
     display.stage(out.name, "dense matrix")
@@ -132,7 +132,7 @@ def _assemble(
         rows, columns = store.grid.shape
         tiles = {(i, j) for i in range(rows) for j in range(columns) if store.grid.contains((i, j))}
         shape = pools.kernel_shape(kernel.inputs, samples.raw_shape)
-        speed = plan.calibrate(kernel, shape, dtype, seconds=0.1, ask=cluster.ask)
+        rates = speed.calibrate(kernel, shape, dtype, seconds=0.1, ask=cluster.ask)
         (report,) = gram.assemble(
             kernel,
             [store],
@@ -140,7 +140,7 @@ def _assemble(
             Path(left.store),
             tiles,
             cluster.workers,
-            tile_seconds=store.side**2 / speed.entries,
+            tile_seconds=store.side**2 / rates.entries,
             memory_bytes=cluster.resources.memory,
             progress=display.progress,
         )

@@ -187,6 +187,41 @@ def gram(
         print(json.dumps(facts))
 
 
+@app.command(epilog=example("megagram predict quickstart --x X.npy --out y.npy"))
+def predict(
+    experiment: ExperimentArgument,
+    x: Annotated[Path, typer.Option("--x", metavar="X.npy", help="New samples, (n, ...) as the data set's.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="y.npy", help="Labels (n,), or values (n, t) of a regression.")
+    ],
+    scores: Annotated[
+        Path | None, typer.Option("--scores", metavar="S.npy", help="The scores (n, t) behind them as well.")
+    ] = None,
+    root: RootOption = DEFAULT_ROOT,
+    cluster: ClusterOption = "local",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict new samples with the model of an experiment's newest run.
+
+    X has the values of the data set itself, before preprocessing, which is done here as it was for training:
+    bytes from 0 to 255 for mnist, fashion-mnist and cifar10, 0 to 16 for digits, for your own arrays whatever those
+    hold. Images of one channel may be (n, h, w). However many samples there are, memory stays bounded.
+    """
+    _prepare_blas()
+    from .display import Terminal
+    from .predict import predict_arrays
+
+    study = _load(experiment, overrides)
+    with Terminal() as display:
+        facts = predict_arrays(study, x, out, scores, root, cluster, display)
+    print(
+        f"{facts['out']}: {facts['samples']} samples predicted by run {facts['run']} of {facts['experiment']}"
+    )
+    if as_json:
+        print(json.dumps(facts))
+
+
 @app.command(epilog=example("megagram report quickstart"))
 def report(
     experiment: ExperimentArgument,

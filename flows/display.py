@@ -46,10 +46,15 @@ class Terminal:
                     transient=True,
                 )
                 self._bar.start()
-            if self._task is None or self._bar.tasks[-1].description != message:
-                self._task = self._bar.add_task(message, total=total, completed=done, rate="")
+            # What is counted stands before a comma, and how it goes after it.
+            what, _, detail = message.partition(", ")
+            if self._task is None or self._bar.tasks[-1].description != what:
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                self._task = self._bar.add_task(what, total=total, completed=done, rate="")
                 self._start(done)
-            self._bar.update(self._task, completed=done, total=total, rate=self._rate(done))
+            rate = self._rate(done) + (f", {detail}" if detail else "")
+            self._bar.update(self._task, completed=done, total=total, rate=rate)
             if done == total:
                 self._clear()
                 self.console.print(f"  {message}: {total} done{self._rate(done)}")

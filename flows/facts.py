@@ -11,7 +11,7 @@ from cluster.profiles import Profile
 from cluster.worker import kernel_path_set
 from kernels.base import Kernel
 from kernels.fused import VARIABLE
-from pipelines import experiment, memory, plan, pools, provenance
+from pipelines import experiment, matrices, memory, plan, pools, provenance, speed
 from pipelines.plan import Plan
 from pipelines.wording import bytes_text, seconds_text
 
@@ -19,7 +19,8 @@ from .engine import open_engine
 
 
 def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan]:
-    """A plan for each experiment of a study, with the workers and memory that the profile comes to here."""
+    """A plan for each experiment of a study, with the workers and memory that the profile comes to here, or
+    assumes."""
     chosen = Profile.load(profile)
     resources = chosen.resources()
     with kernel_path_set(chosen):
@@ -30,9 +31,26 @@ def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan]:
                 root.resolve(),
                 workers=resources.workers,
                 worker_bytes=resources.memory,
+                assumed=_assumed(chosen),
             )
             for one in study.experiments
         ]
+
+
+def _assumed(profile: Profile) -> plan.Assumed | None:
+    assume = profile.assume
+    if assume is None:
+        return None
+    return plan.Assumed(
+        profile.name,
+        assume.float64,
+        assume.float32,
+        assume.transcendentals,
+        assume.driver,
+        assume.driver_memory,
+        assume.disk,
+        assume.disk_read,
+    )
 
 
 def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
@@ -41,9 +59,15 @@ def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
     for m in made.matrices:
         n, k = m.grid.n, m.grid.m
         what = f"{n} x {k} entries, tiles of {m.grid.side}, {len(m.stores)} stored per pass"
-        present = len(m.needed & m.present)
-        rows.append((f"tiles ({m.role})", f"{len(m.missing)} missing, {present} present", what))
-    cost = made.cost
+        present = m.needed_count - m.missing_count
+        rows.append((f"tiles ({m.role})", f"{m.missing_count} missing, {present} present", what))
+    cost, solve = made.cost, made.choice.estimate
+    if made.recomputed:
+        rows.append(("tiles", "none stored", f"computed at each of about {solve.passes} passes"))
+    if made.assumed:
+        rows.append(
+            ("machines", f"{made.workers} assumed workers", f"profile {made.assumed}: nothing measured")
+        )
     rows += [
         ("computed by", made.path, made.path_remark),
         (
@@ -51,21 +75,26 @@ def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
             f"{cost.operations:.3g}",
             f"and {cost.transcendentals:.3g} calls of exp, arccos or sqrt",
         ),
-        ("disk", bytes_text(made.disk_bytes), f"{bytes_text(made.disk_free)} free under {made.root}"),
+        ("solved by", solve.name, made.reason),
+        (
+            "disk",
+            bytes_text(made.disk_bytes),
+            f"{bytes_text(made.solve_disk_bytes)} of it for the solve, and then free again;"
+            f" {bytes_text(made.disk_free)} free under {made.root}",
+        ),
         (
             "memory of a worker",
-            bytes_text(made.worker.total),
-            f"each of {made.workers} may use {bytes_text(made.worker_limit)}",
+            bytes_text(max(made.worker.total, made.solve_worker_bytes)),
+            f"tiles {bytes_text(made.worker.total)}, solve {bytes_text(made.solve_worker_bytes)};"
+            f" each of {made.workers} may use {bytes_text(made.worker_limit)}",
         ),
-        (
-            "memory of the solve",
-            bytes_text(made.solve_bytes),
-            f"{bytes_text(made.driver_limit)} free; {made.reason}",
-        ),
+        ("memory of the driver", bytes_text(made.solve_bytes), f"{bytes_text(made.driver_limit)} free"),
         (
             "expected time",
             seconds_text(made.seconds),
-            f"tiles {seconds_text(made.gram_seconds)}, solve {seconds_text(made.solve_seconds)} (calibrated just now)",
+            f"tiles {seconds_text(made.gram_seconds)}, solve {seconds_text(made.solve_seconds)},"
+            f" of which the driver hands out tasks for {seconds_text(solve.task_seconds)}"
+            f" ({'by assumed rates' if made.assumed else 'calibrated just now'})",
         ),
     ]
     problems = made.problems()
@@ -76,7 +105,7 @@ def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
 def shipped_rows() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Shipped experiments: name, kind, samples, expected time on this machine, description."""
     header: tuple[str, ...] = ("name", "kind", "training samples", "expected time", "description")
-    speeds: dict[str, tuple[plan.Speed, float]] = {}
+    speeds: dict[str, tuple[speed.Speed, float]] = {}
     workers = memory.cores()
     rows: list[tuple[str, ...]] = []
     for name, path in experiment.shipped().items():
@@ -132,25 +161,28 @@ _SHAPES: dict[str, tuple[int, ...]] = {
 
 def _size(one: experiment.Experiment) -> int:
     train = one.data.train
-    return train if isinstance(train, int) else train[1] - train[0]
+    unmoved = train if isinstance(train, int) else train[1] - train[0]
+    return unmoved * (1 + (one.data.shifts or 0))
 
 
-def _estimate(one: experiment.Experiment, speeds: dict[str, tuple[plan.Speed, float]], workers: int) -> float:
+def _estimate(
+    one: experiment.Experiment, speeds: dict[str, tuple[speed.Speed, float]], workers: int
+) -> float:
     """Seconds on this machine from the number of entries alone; data are not read.
 
     One kernel of each kind is timed; the others of its kind follow by what they say they cost.
     """
-    kernel = plan.run_kernel(one)
+    kernel = matrices.run_kernel(one)
     shape = pools.kernel_shape(kernel.inputs, _SHAPES[one.data.source])
     work = _work(kernel, shape)
     if kernel.kind not in speeds:
-        speeds[kernel.kind] = plan.calibrate(kernel, shape, one.gram.dtype), work
-    speed, timed = speeds[kernel.kind]
+        speeds[kernel.kind] = speed.calibrate(kernel, shape, one.gram.dtype), work
+    rates, timed = speeds[kernel.kind]
     n = _size(one)
     held = sum(_count(part) for part in (one.data.validation, one.data.test))
     entries = n * (n + 1) / 2 + n * held
-    factor = n**3 / 3 / speed.operations
-    return entries / speed.entries * (work / timed) / workers + factor * len(one.solve.ridges)
+    factor = n**3 / 3 / rates.operations
+    return entries / rates.entries * (work / timed) / workers + factor * len(one.solve.ridges)
 
 
 def _work(kernel: Kernel, shape: tuple[int, ...]) -> float:

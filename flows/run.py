@@ -10,7 +10,6 @@ from typing import Any
 
 from cluster.profiles import Profile
 from pipelines import report, results
-from pipelines.errors import StoreError
 from pipelines.experiment import Study
 from pipelines.plan import run_kernel
 from pipelines.verdict import verdict
@@ -74,17 +73,7 @@ def rebuild_reports(study: Study, root: Path) -> list[Path]:
     made: list[Path] = []
     entries = []
     for experiment in study.experiments:
-        asked = experiment.table()
-        same = (
-            (folder, result)
-            for folder, result in results.found(root, experiment.name)
-            if all(
-                result["experiment_table"][key] == asked[key] for key in ("data", "kernel", "gram", "solve")
-            )
-        )
-        folder, result = next(same, (None, None))
-        if folder is None or result is None:
-            raise StoreError(f"{root} holds no result of {experiment.name} as it is now; run it first")
+        folder, result = results.newest(root, experiment.name, experiment.table())
         made.append(report.build(result, folder))
         entries.append((experiment.label, folder, result))
     return [_table(study, root, entries).report, *made] if study.is_table else made
@@ -93,10 +82,10 @@ def rebuild_reports(study: Study, root: Path) -> list[Path]:
 def facts(result: dict[str, Any]) -> dict[str, Any]:
     """The few facts of a result that scripts ask for; accuracies in percent, else error measures."""
     evaluation = result["evaluation"]
-    own = result["gram"]["stores"][0]
+    stores = result["gram"]["stores"]
 
     def score(part: str) -> Any:
-        metrics = evaluation[part]
+        metrics = evaluation.get(part)
         return None if metrics is None else metrics.get("accuracy", metrics)
 
     return {
@@ -104,13 +93,15 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
         "test_accuracy": score("test"),
         "validation_accuracy": score("validation"),
         "loo_accuracy": score("loo"),
+        "gcv_accuracy": score("gcv"),
         "select": evaluation["select"],
         "ridge": evaluation["ridge"],
         "tiles_computed": result["gram"]["tiles_computed"],
         "tiles_reused": result["gram"]["tiles_reused"],
         "paths": result["gram"]["paths"],
         "seconds": round(result["seconds"], 3),
-        "store": own["path"],
+        "store": stores[0]["path"] if stores else None,
+        "method": result["solver"]["method"],
         "report": str(Path(result["folder"]) / "report.html"),
         "run": result["run"],
         "engine": result["engine"],

@@ -83,6 +83,8 @@ def status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             text = f"done in {stage['seconds']:.1f} s"
         elif stage["total"]:
             text = f"{stage['done']} of {stage['total']}"
+            if stage.get("message"):
+                text += f" {stage['message']}"
         else:
             text = "begun"
         rows.append((f"stage {stage['name']}", text))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,15 +15,33 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from cluster.errors import ProfileError
 from cluster.local import open_cluster
 from cluster.preflight import preflight
 from cluster.profiles import KERNEL_PATH_VARIABLE, Profile, Resources
 from cluster.watchdog import Watchdog, explain
 from cluster.worker import describe_worker, kernel_path_set
 from kernels.base import digest
-from pipelines import features, fit, gram, leases, memory, plan, pools, provenance, report, results, tasks
+from pipelines import (
+    features,
+    fit,
+    gram,
+    inventory,
+    leases,
+    matrices,
+    memory,
+    model,
+    plan,
+    pools,
+    provenance,
+    report,
+    results,
+    tasks,
+)
 from pipelines.errors import ChunkLost, MegagramError
 from pipelines.experiment import Experiment
+from pipelines.fit import hash_array
+from pipelines.recomputed import RecomputedTiles
 from pipelines.stores import FeatureStore, GramStore
 
 T = TypeVar("T")
@@ -54,6 +71,11 @@ class Cluster:
         self._said: set[str] = set()
         self._stack = contextlib.ExitStack()
         self._told = contextlib.ExitStack()
+        if profile.assume is not None:
+            raise ProfileError(
+                f"profile {profile.name} assumes machines that are not there: it serves megagram plan alone;"
+                " take another --cluster"
+            )
         self._workers: tasks.Workers | None = None
 
     def say_path(self, path: str, remark: str) -> None:
@@ -157,9 +179,10 @@ class Work:
         self.stages: list[dict[str, Any]] = []
         self.journal = results.Journal(root, experiment.name, self.run)
         self.on_progress: Callable[[int, int, str], None] = features.silent
-        self.kernel = plan.run_kernel(experiment)
+        self.kernel = matrices.run_kernel(experiment)
         self._reports: dict[str, gram.GramReport] = {}
         self._used: list[Path] = []
+        self._solves: list[Path] = []
         self._leases = contextlib.ExitStack()
 
     # Stages, in the order in which the flow calls them.
@@ -183,7 +206,11 @@ class Work:
             ask=self.cluster.ask,
         )
         self.plan.check()
-        if self.plan.tiles_missing:
+        if self.plan.recomputed:
+            self.kernel = (
+                self.experiment.kernel_object
+            )  # nothing is stored that another could come along with
+        if self.plan.tiles_missing or self.plan.recomputed:
             self.cluster.say_path(self.plan.path, self.plan.path_remark)
         return {"tiles_missing": self.plan.tiles_missing, "expected_seconds": round(self.plan.seconds, 1)}
 
@@ -220,13 +247,16 @@ class Work:
         return {"blocks_computed": computed, "blocks_reused": reused}
 
     def make_gram(self) -> dict[str, Any]:
-        """Compute the tiles that are missing."""
-        matrices = plan.matrix_plans(self.experiment, self.pools, self.kernel, self.root)
+        """Compute the tiles that are missing, unless they are computed whenever they are needed."""
+        if self.plan.recomputed:
+            self._stores, self._needed = {}, {}
+            return {"tiles_computed": 0, "note": "tiles are computed whenever they are needed"}
+        planned = matrices.matrix_plans(self.experiment, self.pools, self.kernel, self.root)
         self._stores = {
             m.role: gram.open_stores(self.pools, self.kernel, self.dtype, self.root, test=m.role == "test")
-            for m in matrices
+            for m in planned
         }
-        self._needed = {m.role: m.needed for m in matrices}
+        self._needed = {m.role: m.needed for m in planned}
         for stores in self._stores.values():
             for store in stores:
                 self._use(store.path)
@@ -237,13 +267,13 @@ class Work:
                     "path": str(store.path),
                     "needed": results.by_row(m.needed),
                 }
-                for m in matrices
+                for m in planned
                 for store in self._stores[m.role]
             ]
         )
         missing = self.plan.tiles_missing
         tile_seconds = self.plan.gram_seconds * self.plan.workers / missing if missing else 1.0
-        for matrix in matrices:
+        for matrix in planned:
             reports = gram.assemble(
                 self.kernel,
                 self._stores[matrix.role],
@@ -273,8 +303,18 @@ class Work:
         """Write the result and the report, and publish them under the run's id."""
         final = self._results.folder / self.run
         result = {**self._result(), "folder": str(final)}
+        model.save(
+            self._folder,
+            pools=self.pools,
+            kernel=self.experiment.kernel_object,
+            dtype=self.dtype,
+            features_path=self._features["train"],
+            ridge=self.evaluation["ridge"],
+            root=self.root,
+        )
         report.build(result, self._folder)
         self._results.commit(self.run, result)
+        inventory.remove_solves(self.root, self._solves)
         self.journal.finish("done", report=str(final / "report.html"), result=str(final))
         self.result = result
         self.folder = final
@@ -366,7 +406,7 @@ class Work:
 
     def _progress(self, done: int, total: int, message: str) -> None:
         self.display.progress(done, total, message)
-        self.journal.progress(done, total)
+        self.journal.progress(done, total, message)
         self.on_progress(done, total, message)
 
     def _add(self, role: str, made: gram.GramReport) -> None:
@@ -389,8 +429,8 @@ class Work:
             labels.append(hash_array(data.y(data.split.test, test=True)))
         return digest(
             {
-                "stores": [[s.path.name, s.axes] for s in self._own_stores()],
-                "split": {name: hash_array(rows) for name, rows in data.sets.items()},
+                "matrices": [fit.matrix_identity(source) for source in self._sources()],
+                "split": _digests(data.sets),
                 "labels": labels,
                 "task": data.task,
                 "solve": self.experiment.solve.model_dump(mode="json"),
@@ -399,14 +439,16 @@ class Work:
         )
 
     def _fitted(self) -> dict[str, Any]:
-        cross = self._stores["test"][self._requested] if self._has_cross else None
+        own, *cross = self._sources()
+        place = fit.Place(self.root, self.cluster.workers, self.cluster.resources.memory, self._use_solve)
         evaluation = fit.fit(
             self.experiment,
             self.pools,
-            self.store,
-            cross,
+            own,
+            cross[0] if cross else None,
             self._folder,
-            method=self.plan.method,
+            choice=self.plan.choice,
+            place=place,
             progress=self._progress,
         )
         solved_by = {"run": self.run, "reason": self.plan.reason, "made_with": provenance.arithmetic()}
@@ -433,7 +475,26 @@ class Work:
         if path not in self._used:
             self._used.append(path)
             self._leases.enter_context(leases.Lease(path))
-            self.journal.uses([str(used) for used in self._used])
+            self._note_uses()
+
+    def _use_solve(self, folder: Path) -> None:
+        """Keep what a solve goes on from while this run has not ended well."""
+        self._solves.append(folder)
+        self._note_uses()
+
+    def _note_uses(self) -> None:
+        self.journal.uses([str(used) for used in (*self._used, *self._solves)])
+
+    def _sources(self) -> list[GramStore | RecomputedTiles]:
+        """The matrix over the pool, and that of a test set against it: the experiment's own, of several outputs."""
+        if not self.plan.recomputed:
+            return [stores[self._requested] for stores in self._stores.values()]
+        kernel, memory_bytes = self.experiment.kernel_object, self.cluster.resources.memory
+        columns = self._features["train"]
+        return [
+            RecomputedTiles.of(kernel, rows, columns, self.dtype, memory_bytes)
+            for rows in self._features.values()
+        ]
 
     def _own_stores(self) -> list[GramStore]:
         return [stores[self._requested] for stores in self._stores.values()]
@@ -458,7 +519,7 @@ class Work:
                 if experiment.data.permutation is None
                 else f"permutation {experiment.data.permutation}",
                 **{name: _extent(rows) for name, rows in data.sets.items()},
-                "sets": {name: hash_array(rows) for name, rows in data.sets.items()},
+                "sets": _digests(data.sets),
                 "test_of": data.test_of,
                 "shape": list(data.raw_shape),
                 "preprocess": data.preprocessing.describe(),
@@ -473,6 +534,8 @@ class Work:
                 "method": self.plan.method,
                 "reason": self._solve_note,
                 "dtype": experiment.solve.dtype,
+                "tiles": self.plan.choice.estimate.tiles,
+                "planned": {"seconds": self.plan.solve_seconds, "driver_bytes": self.plan.solve_bytes},
             },
             "gram": self._gram_facts(),
             "stages": self.stages,
@@ -514,7 +577,8 @@ class Work:
         ]
         return {
             "dtype": self.dtype,
-            "tile_side": self.store.side,
+            "tile_side": self.kernel.tile_side(self.dtype),
+            "recomputed": self.plan.path if self.plan.recomputed else None,
             "stores": facts,
             "tiles_computed": self.tiles_computed,
             "tiles_reused": self.tiles_reused,
@@ -558,13 +622,8 @@ def _role(role: str, store: GramStore) -> str:
     return f"{role}, {kernel.get('family') or ('ntk' if kernel.get('tangent') else 'rf')}"
 
 
-def hash_array(values: np.ndarray | None) -> str | None:
-    """A digest of an array's dtype, shape and bytes; None for none."""
-    if values is None:
-        return None
-    head = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
-    head.update(np.ascontiguousarray(values).tobytes())
-    return head.hexdigest()
+def _digests(sets: Mapping[str, np.ndarray | None]) -> dict[str, str | None]:
+    return {name: None if rows is None else hash_array(rows) for name, rows in sets.items()}
 
 
 def _extent(rows: np.ndarray | None) -> list[int] | str | None:

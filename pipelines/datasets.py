@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from .array_files import open_array
 from .errors import DataError, ExperimentError
 
 Task = Literal["classification", "regression"]
+LabelType = Literal["text", "integer", "boolean"]
 
 SOURCE_NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "arrays")
 MANY_CLASSES = 100
@@ -51,6 +53,7 @@ class Dataset:
 
     scale: the nominal maximum of a raw value: 255 for images of bytes, 16 for digits, 1 for arrays.
     warnings: what a reader of the results must know about these data.
+    label_type: what labels are where the data come from, which predictions are written as.
     identity: names the source in store addresses; for arrays it stays the same when the array grows.
     """
 
@@ -60,6 +63,7 @@ class Dataset:
     scale: float
     warnings: tuple[str, ...]
     identity: str
+    label_type: LabelType = "text"
 
 
 def load(
@@ -102,7 +106,8 @@ def load(
         return Pool(f"{source}/{part}", images, ids.astype(np.int64), names)
 
     tested = pool("test", test) if test else None
-    return Dataset(source, pool("train", train), tested, scale, warnings, source)
+    named: LabelType = "integer" if all(name.isdigit() for name in names) else "text"
+    return Dataset(source, pool("train", train), tested, scale, warnings, source, named)
 
 
 def read_labels(
@@ -177,20 +182,36 @@ def order(pool: Pool, permutation: int | None) -> Pool:
     return replace(pool, X=pool.X[rows], y=None if pool.y is None else pool.y[rows])
 
 
-def duplicates_across(training: np.ndarray, others: Mapping[str, np.ndarray | None]) -> list[str]:
+def duplicates_across(
+    training: np.ndarray, others: Mapping[str, np.ndarray | None], rows: np.ndarray | None = None
+) -> list[str]:
     """One warning per set that holds samples which stand in the training set as well, value by value.
 
     training: samples (n, ...). others: a set's name, ``"validation"`` or ``"test"``, to its samples.
+    rows: of ``training``, those that the training set has; all of them where absent.
     Samples are counted within their sets, from 0.
     """
     present = {name: X for name, X in others.items() if X is not None}
+    if not present:
+        return []
     dtype = np.result_type(training, *present.values())
+    keys = {name: np.concatenate([_keys(b) for _, b in _blocks(X, dtype)]) for name, X in present.items()}
+    sought = np.unique(np.concatenate(list(keys.values())))
+    # Few samples have the key of another one: these are compared byte by byte.
     first: dict[bytes, int] = {}
-    for row, digest in enumerate(_row_digests(training, dtype) if present else ()):
-        first.setdefault(digest, row)
+    shared = [np.empty(0, np.uint64)]
+    for start, block in _blocks(training, dtype, rows):
+        own = _keys(block)
+        for row in np.flatnonzero(_among(own, sought)):
+            first.setdefault(block[row].tobytes(), start + int(row))
+            shared.append(own[row : row + 1])
+    known = np.unique(np.concatenate(shared))
     warnings = []
     for name, X in present.items():
-        pairs = [(first[digest], row) for row, digest in enumerate(_row_digests(X, dtype)) if digest in first]
+        samples = (
+            (row, np.asarray(X[row], dtype).tobytes()) for row in np.flatnonzero(_among(keys[name], known))
+        )
+        pairs = [(first[sample], row) for row, sample in samples if sample in first]
         if pairs:
             verb = "stands" if len(pairs) == 1 else "stand"
             warnings.append(
@@ -233,11 +254,38 @@ def pool_digest(digests: Sequence[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _row_digests(X: np.ndarray, dtype: np.dtype) -> Iterator[bytes]:
-    for start in range(0, len(X), DIGEST_ROWS):
-        samples = np.ascontiguousarray(X[start : start + DIGEST_ROWS], dtype=dtype)
-        for row in samples.reshape(len(samples), -1).view(np.uint8):
-            yield hashlib.blake2b(row.data, digest_size=16).digest()
+def _blocks(
+    X: np.ndarray, dtype: np.dtype, rows: np.ndarray | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Samples of X, all or those of ``rows``, as bytes of ``dtype``: (start, (at most DIGEST_ROWS, bytes) uint8)."""
+    for start in range(0, len(X) if rows is None else len(rows), DIGEST_ROWS):
+        part = slice(start, start + DIGEST_ROWS)
+        block = np.ascontiguousarray(X[part] if rows is None else X[rows[part]], dtype=dtype)
+        yield start, block.reshape(len(block), -1).view(np.uint8)
+
+
+def _keys(block: np.ndarray) -> np.ndarray:
+    """(n,) uint64 keys of samples (n, bytes) uint8: equal for equal samples, seldom for others."""
+    words = -(-block.shape[1] // 8)
+    padded = (
+        block if block.shape[1] == 8 * words else np.pad(block, ((0, 0), (0, 8 * words - block.shape[1])))
+    )
+    values = np.ascontiguousarray(padded).view(np.uint64)
+    # Floats of few digits differ in their high bits alone, which a product would push out.
+    return ((values ^ (values >> np.uint64(32))) * _multipliers(words)).sum(axis=1, dtype=np.uint64)
+
+
+@lru_cache(maxsize=2)
+def _multipliers(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 2**64, count, np.uint64, endpoint=False) | np.uint64(1)
+
+
+def _among(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which keys stand in ``known``, sorted."""
+    if not len(known):
+        return np.zeros(len(keys), bool)
+    at = np.searchsorted(known, keys)
+    return known[np.minimum(at, len(known) - 1)] == keys
 
 
 def _check_samples(X: np.ndarray, name: str) -> None:
@@ -310,7 +358,10 @@ def _load_arrays(paths: Mapping[str, str], task: Task | None) -> Dataset:
         return Pool(paths[x], arrays[x], targets.get(y), labels if y in targets else None)
 
     test = pool("X_test", "y_test") if "X_test" in arrays else None
-    return Dataset("arrays", pool("X", "y"), test, 1.0, warnings, _identity(arrays["X"]))
+    label_type: LabelType = "text"
+    if labels is not None and ys["y"].dtype.kind != "U":
+        label_type = "boolean" if all(y.dtype.kind == "b" for y in ys.values()) else "integer"
+    return Dataset("arrays", pool("X", "y"), test, 1.0, warnings, _identity(arrays["X"]), label_type)
 
 
 def _identity(X: np.ndarray) -> str:

@@ -1,7 +1,8 @@
 """Targets, metrics, the choice of a ridge, and the evaluation that reports are made of (SPEC R2, R5, R8).
 
-The test set is scored once, with a ridge chosen on validation data or by leave-one-out. ``oracle``
-chooses on the test set itself; it exists to compare with published numbers that did so, and is marked.
+The test set is scored once, with a ridge chosen on validation data, by leave-one-out or by generalised
+cross-validation (Golub, Heath, Wahba 1979). ``oracle`` chooses on the test set itself; it exists to compare with
+published numbers that did so, and is marked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .errors import DataError, ExperimentError, NumericalError
 from .solvers.base import Solution
 
 TASKS = ("classification", "regression")
-SELECTIONS = ("validation", "loo", "oracle")
+SELECTIONS = ("validation", "loo", "gcv", "oracle")
 
 Metrics = dict[str, Any]
 """{"accuracy": percent, "n"} or {"rmse", "mse", "mae", "r2", "n"}; r2 is None where the truth is constant."""
@@ -51,6 +52,19 @@ class Held:
 
     y: np.ndarray
     predict: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A solution on training and validation data together, its targets and the test set bound to it.
+
+    fitted: (n, t) predictions on its training samples where its coefficients do not belong to them.
+    """
+
+    solution: Solution
+    targets: Targets
+    test: Held | None
+    fitted: np.ndarray | None = None
 
 
 def one_vs_all(y: ArrayLike, classes: ArrayLike) -> np.ndarray:
@@ -143,12 +157,12 @@ def metrics(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray | None) -
 def select(path: Sequence[dict[str, Any]], how: str) -> int:
     """Position in ``path`` of the best ridge (R8): highest accuracy or lowest rmse, ties to the larger.
 
-    path: entries with "ridge" and "validation", "loo" or "test" metrics, whichever ``how`` needs; those
+    path: entries with "ridge" and "validation", "loo", "gcv" or "test" metrics, whichever ``how`` needs; those
     without (a ridge whose factor gives no leave-one-out) are passed over.
 
     Raises:
         ExperimentError: an unknown way of selecting, or no data for it.
-        NumericalError: leave-one-out exists for no ridge.
+        NumericalError: leave-one-out, or the effective dimension, exists for no ridge.
     """
     if how not in SELECTIONS:
         raise ExperimentError(f"solve.select must be one of {', '.join(SELECTIONS)}, not {how!r}")
@@ -157,6 +171,11 @@ def select(path: Sequence[dict[str, Any]], how: str) -> int:
     if not usable:
         if how == "loo":
             raise NumericalError("no ridge of the path has leave-one-out predictions; take larger ridges")
+        if how == "gcv":
+            raise NumericalError(
+                "generalised cross-validation needs an effective dimension below the number of samples, which no"
+                " ridge of the path has; take larger ridges"
+            )
         raise ExperimentError(f'solve.select = "{how}" needs {key} data; set data.{key}')
 
     def merit(k: int) -> tuple[float, float]:
@@ -173,14 +192,16 @@ def evaluate(
     *,
     validation: Held | None = None,
     test: Held | None = None,
-    refit: Callable[[float], tuple[Solution, Targets, Held | None]] | None = None,
+    refit: Callable[[float], Refit] | None = None,
+    fitted: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Choose a ridge, score the test set once with it, and return the evaluation as a JSON value.
 
-    refit: from the chosen ridge to the solution on training and validation data together, its targets,
-    and the test set bound to it, which is then what the test set is scored with.
+    refit: from the chosen ridge to the solution on training and validation data together, which is then what
+    the test set is scored with. fitted: (r, n, t) predictions on the training samples where coefficients do not
+    belong to them (Nystrom).
 
-    Keys: task, select, metric ("accuracy" or "rmse"), ridge, classes, train, validation, loo, test
+    Keys: task, select, metric ("accuracy" or "rmse"), ridge, classes, train, validation, loo, gcv, test
     (metrics or None), confusion (rows are the truth; of the test set), notes, refit (an entry or None),
     and path: per ridge an entry of its status, residual, iterations, effective_dimension, seconds,
     peak_bytes, jitter, notes and metrics, with test metrics under "oracle" alone.
@@ -188,7 +209,7 @@ def evaluate(
     Raises:
         ExperimentError: selection without the data it needs, or oracle together with refit.
         DataError: labels or values that do not fit the training targets.
-        NumericalError: leave-one-out exists for no ridge.
+        NumericalError: as ``select``.
     """
     if how == "oracle" and refit is not None:
         raise ExperimentError('solve.refit and solve.select = "oracle" exclude each other; drop one of them')
@@ -199,8 +220,11 @@ def evaluate(
     on_validation = validation.predict(alphas) if validation else [None] * len(solutions)
     on_test = oracle.predict(alphas) if oracle else [None] * len(solutions)
     path = []
-    for solution, validation_scores, test_scores in zip(solutions, on_validation, on_test, strict=True):
-        entry = _entry(solution, train)
+    on_train = [None] * len(solutions) if fitted is None else fitted
+    for solution, train_scores, validation_scores, test_scores in zip(
+        solutions, on_train, on_validation, on_test, strict=True
+    ):
+        entry = _entry(solution, train, train_scores)
         entry["validation"] = _scored(validation, validation_scores, train.classes)
         entry["test"] = _scored(oracle, test_scores, train.classes)
         path.append(entry)
@@ -212,9 +236,10 @@ def evaluate(
     final_scores = on_test[best]
     classes = train.classes
     if refit is not None:
-        solution, targets, test = refit(ridge)
-        test = test and _checked(test, targets, "test")
-        refitted, classes = _entry(solution, targets), targets.classes
+        again = refit(ridge)
+        solution, targets = again.solution, again.targets
+        test = again.test and _checked(again.test, targets, "test")
+        refitted, classes = _entry(solution, targets, again.fitted), targets.classes
         final_scores = test.predict(solution.alpha) if test else None
     elif test is not None and oracle is None:
         final_scores = test.predict(solutions[best].alpha)
@@ -239,6 +264,7 @@ def evaluate(
         "train": chosen["train"],
         "validation": chosen["validation"],
         "loo": chosen["loo"],
+        "gcv": chosen["gcv"],
         "test": _scored(test, final_scores, classes),
         "confusion": table,
         "notes": notes,
@@ -269,9 +295,26 @@ def _scored(held: Held | None, scores: np.ndarray | None, classes: np.ndarray | 
     return None if held is None or scores is None else metrics(held.y, scores, classes)
 
 
-def _entry(solution: Solution, targets: Targets) -> dict[str, Any]:
+def generalised(
+    values: np.ndarray, fitted: np.ndarray, effective_dimension: float | None
+) -> np.ndarray | None:
+    """(n, t) predictions of generalised cross-validation: leave-one-out with the mean of R_ii for each R_ii.
+
+    values, fitted: (n, t). Since tr (I - K R) = n - d (R9), that is y - (y - f(x)) n / (n - d); the mean square
+    of its errors is the score of Golub, Heath and Wahba (Technometrics 21, 1979). None where d is not known, or
+    not below n.
+    """
+    n = len(values)
+    if effective_dimension is None or not effective_dimension < n:
+        return None
+    return values - (values - fitted) * (n / (n - effective_dimension))
+
+
+def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> dict[str, Any]:
     """A solution's line of the path; train metrics come free from K alpha = Y - shift * alpha."""
-    fitted = targets.matrix - solution.shift * solution.alpha
+    if fitted is None:
+        fitted = targets.matrix - solution.shift * solution.alpha
+    left_out = generalised(targets.matrix, fitted, solution.effective_dimension)
     return {
         "ridge": solution.ridge,
         "status": str(solution.status),
@@ -284,6 +327,7 @@ def _entry(solution: Solution, targets: Targets) -> dict[str, Any]:
         "notes": list(solution.notes),
         "train": metrics(targets.y, fitted, targets.classes),
         "loo": None if solution.loo is None else metrics(targets.y, solution.loo, targets.classes),
+        "gcv": None if left_out is None else metrics(targets.y, left_out, targets.classes),
     }
 
 

@@ -54,7 +54,11 @@ class RandomRows(Table):
 
 
 class Data(Table):
-    """Which samples, in which order, how they are split and preprocessed."""
+    """Which samples, in which order, how they are split and preprocessed.
+
+    shifts: so many copies of each training image, moved by whole pixels, are trained on as well; ``train``,
+    ``validation`` and ``test`` count the images that are not moved.
+    """
 
     source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "arrays"]
     folder: str | None = None
@@ -66,6 +70,7 @@ class Data(Table):
     train: Count | Range
     validation: Count | Range | RandomRows | None = None
     test: Count | Range | None = None
+    shifts: Count | None = None
     turn_test: Literal[90, 180, 270] | None = None
     preprocess: tuple[str | dict[str, Any], ...] = ()
 
@@ -102,19 +107,30 @@ class Data(Table):
 
 
 class Gram(Table):
-    """How the matrix is stored. ``joint``: an NTK's matrix brings the RF one of the same pass with it."""
+    """The matrix. ``joint``: an NTK's matrix brings the RF one of the same pass with it. ``tiles``: whether tiles are
+    stored, or computed whenever a product needs them."""
 
     dtype: Literal["float32", "float64"] = "float32"
     joint: Flag = True
+    tiles: Literal["auto", "stored", "recomputed"] = "auto"
 
 
 class Solve(Table):
-    """The solver and how the ridge is chosen."""
+    """The solver and how the ridge is chosen.
 
-    method: Literal["auto", "cholesky", "eigen"] = "auto"
-    dtype: Literal["float32", "float64"] = "float64"
+    method: "cholesky" and "eigen" hold the matrix in memory, "tiled-cholesky" works out of core, "conjugate-gradient"
+    and "nystrom" take products alone. dtype: of a factor; "mixed" is float32 refined to a float64 residual, and
+    float64 for the ridges where that fails. tolerance, max_iterations: of the iterative methods, which have defaults.
+    centres: of nystrom, that many training samples drawn under the experiment's seed.
+    """
+
+    method: Literal["auto", "cholesky", "tiled-cholesky", "eigen", "conjugate-gradient", "nystrom"] = "auto"
+    dtype: Literal["float32", "float64", "mixed"] = "float64"
+    tolerance: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
+    max_iterations: Count | None = None
+    centres: Count | None = None
     ridges: tuple[Number, ...]
-    select: Literal["validation", "loo", "oracle"] = "validation"
+    select: Literal["validation", "loo", "gcv", "oracle"] = "validation"
     refit: Flag = False
     absolute: Flag = False
     jitter: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
@@ -130,6 +146,32 @@ class Solve(Table):
         if len(set(ridges)) != len(ridges):
             raise ValueError("a ridge is listed twice")
         return tuple(sorted(ridges, reverse=True))
+
+    @model_validator(mode="after")
+    def _fits_method(self) -> Solve:
+        """Each option has a meaning for the method."""
+        iterative = self.method in ("conjugate-gradient", "nystrom")
+        if self.dtype != "float64" and (iterative or self.method == "eigen"):
+            raise ValueError(
+                f'dtype = "{self.dtype}" has no meaning for method = "{self.method}", which works in float64 alone:'
+                " leave it out, or use cholesky or tiled-cholesky"
+            )
+        for key in ("tolerance", "max_iterations"):
+            if getattr(self, key) is not None and not (iterative or self.method == "auto"):
+                raise ValueError(
+                    f'{key} has no meaning for method = "{self.method}", which is direct: leave it out, or use'
+                    " conjugate-gradient or nystrom"
+                )
+        if self.centres is not None and self.method != "nystrom":
+            raise ValueError(f'centres goes with method = "nystrom" alone, not with "{self.method}"')
+        if self.centres is None and self.method == "nystrom":
+            raise ValueError('method = "nystrom" needs centres, a number of training samples such as 1000')
+        if self.select == "loo" and (iterative or self.method == "tiled-cholesky"):
+            raise ValueError(
+                f'method = "{self.method}" has no leave-one-out, so select = "loo" cannot be: use select = "gcv"'
+                " (generalised cross-validation), or method cholesky or eigen"
+            )
+        return self
 
 
 class Expected(Table):
@@ -174,6 +216,7 @@ class Experiment(Table):
         if self.solve.select == "validation" and self.data.validation is None:
             raise ValueError(
                 'solve.select = "validation" needs data.validation (a count, or [start, stop]); or choose "loo"'
+                ' or "gcv"'
             )
         if self.solve.select == "oracle" and self.data.test is None:
             raise ValueError('solve.select = "oracle" needs data.test')
@@ -181,6 +224,8 @@ class Experiment(Table):
             raise ValueError('solve.refit and solve.select = "oracle" exclude each other')
         if self.solve.refit and self.data.validation is None:
             raise ValueError("solve.refit = true needs data.validation")
+        if self.gram.tiles == "recomputed":
+            self._check_recomputed()
         if self.uses_precomputed:
             self._check_precomputed()
         elif self.data.source == "arrays" and self.data.X is None:
@@ -192,6 +237,27 @@ class Experiment(Table):
             raise ValueError(f'data.y is missing: source = "arrays" needs the {needed}')
         return self
 
+    def _check_recomputed(self) -> None:
+        """Raise ValueError where tiles that nobody keeps are of no use."""
+        if self.solve.method not in ("auto", "conjugate-gradient", "nystrom"):
+            raise ValueError(
+                f'gram.tiles = "recomputed" goes with solve.method conjugate-gradient or nystrom, which take products'
+                f' alone, not with "{self.solve.method}": set gram.tiles = "stored"'
+            )
+        if self.solve.select == "loo":
+            raise ValueError(
+                'gram.tiles = "recomputed" excludes solve.select = "loo", which needs a factor: use "gcv"'
+            )
+        if self.solve.dtype != "float64":
+            raise ValueError(
+                f'gram.tiles = "recomputed" excludes solve.dtype = "{self.solve.dtype}": there is no factor to'
+                " have it; leave it out"
+            )
+        if self.uses_precomputed:
+            raise ValueError(
+                'gram.tiles = "recomputed" has no meaning for a precomputed kernel: set gram.tiles = "stored"'
+            )
+
     def _check_precomputed(self) -> None:
         """Raise ValueError where samples cannot be the indices of the kernel's matrices."""
         if self.data.source != "arrays":
@@ -202,7 +268,7 @@ class Experiment(Table):
         for key in ("X", "X_test"):
             if getattr(self.data, key) is not None:
                 raise ValueError(f"data.{key} has no meaning for a precomputed kernel: leave it out")
-        for key in ("preprocess", "turn_test"):
+        for key in ("preprocess", "turn_test", "shifts"):
             if getattr(self.data, key):
                 raise ValueError(f"data.{key} has no meaning for a precomputed kernel: leave it out")
         _check_leaves(self.kernel)

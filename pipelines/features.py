@@ -83,7 +83,7 @@ def materialise(
     started = time.perf_counter()
     source = pool_store(pools, root, test=test)
     use(source.path)
-    state = _fit(pools, root)
+    state = fitted_state(pools, root)
     computed = reused = 0
     samples: PoolStore | FeatureStore = source
     steps = tuple(pools.preprocessing.describe())
@@ -104,7 +104,7 @@ def materialise(
             )
         }
         job = FeatureJob(str(source.path), str(samples.path), dtype, steps, pools.dataset.scale, state, None)
-        made, found = _make(job, samples, wanted, workers, progress, "preprocessing")
+        made, found = fill(job, samples, wanted, workers, progress, "preprocessing")
         computed, reused = computed + made, reused + found
         steps, state = (), None
     like = kernel.prepare(one.reshape(1, *kernel_shape(kernel.inputs, one.shape[1:])))
@@ -116,7 +116,7 @@ def materialise(
         str(samples.path), str(store.path), dtype, steps, pools.dataset.scale, state, _json(kernel)
     )
     blocks = {int(block) for block in np.unique(rows // store.side)}
-    made, found = _make(job, store, blocks, workers, progress, "preparing")
+    made, found = fill(job, store, blocks, workers, progress, "preparing")
     return FeatureReport(str(store.path), computed + made, reused + found, time.perf_counter() - started)
 
 
@@ -175,7 +175,7 @@ def _is_features(path: str) -> bool:
     return Path(path).parent.name == FeatureStore.kind
 
 
-def _make(
+def fill(
     job: FeatureJob,
     store: FeatureStore,
     blocks: Iterable[int],
@@ -183,6 +183,7 @@ def _make(
     progress: Progress,
     what: str,
 ) -> tuple[int, int]:
+    """Make those of ``blocks`` that a feature store lacks, on all workers; returns how many were made and found."""
     blocks = sorted(blocks)
     missing = [block for block in blocks if not store.has(block)]
     found = len(blocks) - len(missing)
@@ -208,7 +209,7 @@ def _preprocessed(pools: Pools, source: PoolStore, state: str | None, dtype: str
     return pools.preprocessing.apply(source.samples(0, 1), _state(state), np.dtype(dtype))
 
 
-def _fit(pools: Pools, root: Path) -> str | None:
+def fitted_state(pools: Pools, root: Path) -> str | None:
     """Path of the fitted steps' state, fitted on the pool where it is not stored yet."""
     if not pools.preprocessing.fitted:
         return None

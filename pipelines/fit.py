@@ -1,8 +1,12 @@
-"""Solve and evaluate: kernel ridge regression on what the stores hold, for a whole path of ridges."""
+"""Solve and evaluate: kernel ridge regression on a stored or recomputed matrix, for a whole path of ridges."""
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,124 +14,249 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from . import evaluate, operators, results, solvers
+from kernels.base import digest
+
+from . import evaluate, operators, results, solvers, tasks
 from .experiment import Experiment
 from .pools import Pools, fit_rows
-from .solvers.base import Progress, unwatched
-from .stores import GramStore
+from .recomputed import RecomputedTiles
+from .site import Site
+from .solvers.base import RIDGES, Progress, Solution, unwatched
+from .solvers.checkpoints import Checkpoints
+from .solvers.choose import IN_MEMORY
+from .stores import Store
+from .tilesource import TileSource
 
-REVISION = 1
+REVISION = 2
 """Raised whenever a solve or an evaluation gives other numbers, so that stored results are not used again."""
 
 SMALL = 3000
-"""Below so many training samples one BLAS thread solves as fast as several."""
+"""Below so many training samples one BLAS thread solves as fast as several, and a solve in memory is not worth
+keeping or sharing out."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where solves work: under which root, with which workers of how many bytes each.
+
+    use: called with the folder of each solve before it begins.
+    """
+
+    root: Path
+    workers: tasks.Open
+    memory_bytes: int
+    use: Callable[[Path], None] = lambda folder: None
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Solutions for a path of ridges, and the rows of the pool that their coefficients belong to."""
+
+    solutions: tuple[Solution, ...]
+    rows: np.ndarray
 
 
 def fit(
     experiment: Experiment,
     pools: Pools,
-    gram: GramStore,
-    cross: GramStore | None,
+    gram: TileSource,
+    cross: TileSource | None,
     folder: Path,
     *,
-    method: str,
+    choice: solvers.Choice,
+    place: Place | None = None,
     progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Train, choose a ridge, score the test set once; returns the evaluation (see ``evaluate.evaluate``).
 
     gram: the pool's matrix. cross: test set against pool, where the source has a test set of its own.
     folder: gets ``alpha.npy`` (n, t) of the final model, ``rows.npy`` (n,) its pool rows and
-    ``test_scores.npy``.
+    ``test_scores.npy``. choice: of the solver. place: where it keeps what an interrupted solve goes on from, and
+    whose workers help; without one a solver in memory works in this process alone and keeps nothing.
 
     Raises:
         ChunkLost: a tile is missing or damaged; computing it again mends the store.
         NumericalError: the system cannot be solved at some ridge.
     """
-    split = pools.split
-    solve = experiment.solve
-    train = evaluate.encode(pools.y(split.train), pools.task, _classes(pools))
-    validation = None
-    if split.validation is not None:
-        validation = evaluate.Held(
-            pools.y(split.validation),
-            partial(operators.predict, gram, split.validation, split.train),
+    with contextlib.ExitStack() as sites:
+        return _Fit(experiment, pools, gram, cross, folder, choice, place, progress, sites).evaluation()
+
+
+@dataclass
+class _Fit:
+    """One call of ``fit``. final: what the test set is scored with."""
+
+    experiment: Experiment
+    pools: Pools
+    gram: TileSource
+    cross: TileSource | None
+    folder: Path
+    choice: solvers.Choice
+    place: Place | None
+    progress: Progress
+    sites: contextlib.ExitStack
+
+    def __post_init__(self) -> None:
+        self.site: Site | None = None
+        self.scores: np.ndarray | None = None
+        self.final: tuple[np.ndarray, np.ndarray] | None = None
+
+    def evaluation(self) -> dict[str, Any]:
+        split, solve = self.pools.split, self.experiment.solve
+        train = train_targets(self.pools, split.train)
+        self.progress(0, len(solve.ridges), RIDGES)
+        solved = self._solve(self.choice, split.train, train.matrix, solve.ridges, loo=solve.select == "loo")
+        validation = None
+        if split.validation is not None:
+            validation = evaluate.Held(
+                self.pools.y(split.validation),
+                partial(self._predict, self.gram, split.validation, solved.rows),
+            )
+        evaluation = evaluate.evaluate(
+            solved.solutions,
+            train,
+            solve.select,
+            validation=validation,
+            test=self._test_on(solved.rows),
+            refit=self._refit if solve.refit else None,
+            fitted=self._fitted(split.train, solved),
+        )
+        if self.final is None:  # not trained again: the model is the chosen ridge's
+            chosen = next(s for s in solved.solutions if s.ridge == evaluation["ridge"])
+            self.final = chosen.alpha, solved.rows
+        alpha, rows = self.final
+        results.save_array(self.folder, "alpha", alpha)
+        results.save_array(self.folder, "rows", rows)
+        if self.scores is not None:
+            results.save_array(self.folder, "test_scores", self.scores)
+        return evaluation
+
+    def _refit(self, ridge: float) -> evaluate.Refit:
+        rows = fit_rows(self.pools.split)
+        targets = train_targets(self.pools, rows)
+        # Of one ridge a factor costs less than an eigendecomposition.
+        estimate = replace(
+            self.choice.estimate,
+            method="cholesky" if self.choice.method == "eigen" else self.choice.method,
+        )
+        solved = self._solve(
+            replace(self.choice, estimate=estimate), rows, targets.matrix, (ridge,), loo=False
+        )
+        (solution,) = solved.solutions
+        self.final = solution.alpha, solved.rows
+        fitted = self._fitted(rows, solved)
+        return evaluate.Refit(
+            solution, targets, self._test_on(solved.rows), None if fitted is None else fitted[0]
         )
 
-    final: dict[str, Any] = {"alpha": None, "rows": split.train}
-
-    def test_on(rows: np.ndarray) -> evaluate.Held | None:
+    def _test_on(self, rows: np.ndarray) -> evaluate.Held | None:
+        split = self.pools.split
         test = split.test
         if test is None:
             return None
-        source = gram if cross is None else cross
+        source = self.gram if self.cross is None else self.cross
 
         def predict(alpha: np.ndarray) -> np.ndarray:
-            scores = operators.predict(source, test, rows, alpha)
+            scores = self._predict(source, test, rows, alpha)
             if alpha.ndim == 2:
-                final["scores"] = scores
+                self.scores = scores
             return scores
 
-        return evaluate.Held(pools.y(test, test=not split.test_in_pool), predict)
+        return evaluate.Held(self.pools.y(test, test=not split.test_in_pool), predict)
 
-    def refit(ridge: float) -> tuple[solvers.Solution, evaluate.Targets, evaluate.Held | None]:
-        rows = fit_rows(split)
-        targets = evaluate.encode(pools.y(rows), pools.task, _classes(pools))
-        (solution,) = _solve(experiment, "cholesky", gram, rows, targets.matrix, (ridge,), loo=False)
-        final["rows"], final["alpha"] = rows, solution.alpha
-        return solution, targets, test_on(rows)
+    def _fitted(self, rows: np.ndarray, solved: Solved) -> np.ndarray | None:
+        """(r, n, t) predictions on the training samples; None where they follow from the coefficients."""
+        if solved.rows is rows:
+            return None
+        return self._predict(self.gram, rows, solved.rows, np.stack([s.alpha for s in solved.solutions]))
 
-    loo = solve.select == "loo"
-    progress(0, len(solve.ridges), solvers.base.RIDGES)
-    solutions = _solve(
-        experiment, method, gram, split.train, train.matrix, solve.ridges, loo=loo, progress=progress
-    )
-    evaluation = evaluate.evaluate(
-        solutions,
-        train,
-        solve.select,
-        validation=validation,
-        test=test_on(split.train),
-        refit=refit if solve.refit else None,
-    )
-    if final["alpha"] is None:
-        # Not trained again: the model is the chosen ridge's.
-        final["alpha"] = next(s.alpha for s in solutions if s.ridge == evaluation["ridge"])
-    results.save_array(folder, "alpha", final["alpha"])
-    results.save_array(folder, "rows", final["rows"])
-    if "scores" in final:
-        results.save_array(folder, "test_scores", final["scores"])
-    return evaluation
+    def _predict(
+        self, source: TileSource, rows: np.ndarray, columns: np.ndarray, alpha: np.ndarray
+    ) -> np.ndarray:
+        return operators.predict(source, rows, columns, alpha, self.site)
+
+    def _solve(
+        self,
+        choice: solvers.Choice,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        ridges: tuple[float, ...],
+        *,
+        loo: bool,
+    ) -> Solved:
+        solver = solvers.build(self.experiment.solve, choice, seed=self.experiment.seed, loo=loo)
+        in_memory = choice.method in IN_MEMORY
+        site = None
+        if self.place is not None and not (in_memory and len(rows) < SMALL):
+            what = {"solver": repr(solver), "ridges": ridges, "revision": REVISION}
+            address = solve_address(self.gram, rows, targets, what)
+            folder = self.place.root / SOLVES / address
+            self.place.use(folder)
+            site = self.sites.enter_context(Site(folder, self.place.workers, self.place.memory_bytes))
+            self.site = self.site or site
+        K = operators.GramOperator(self.gram, rows, site)
+        # Threads of a small product spend their time waiting for each other, most of all on a busy machine.
+        with threadpool_limits(1 if len(rows) < SMALL else None, user_api="blas"):
+            if in_memory:
+                return Solved(self._solve_kept(solver, K, targets, ridges), rows)
+            state = solver.factor(K, ridges)
+            solutions = solver.solve(state, targets, self.progress)
+        return Solved(solutions, state.centres if choice.method == "nystrom" else rows)
+
+    def _solve_kept(
+        self,
+        solver: solvers.Solver[Any],
+        K: operators.GramOperator,
+        targets: np.ndarray,
+        ridges: Sequence[float],
+    ) -> tuple[Solution, ...]:
+        """Solutions in memory: those that an earlier start kept, and the others."""
+        kept = Checkpoints(None if K.site is None else K.site.folder)
+        found = {ridge: solution for ridge in ridges if (solution := kept.load(ridge)) is not None}
+        left = [ridge for ridge in ridges if ridge not in found]
+        if left:
+
+            def passed(done: int, total: int, message: str) -> None:
+                self.progress(len(ridges) - total + done, len(ridges), message)
+
+            for solution in solver.solve(solver.factor(K, left), targets, passed):
+                found[solution.ridge] = solution
+                kept.save(solution)
+        return tuple(found[ridge] for ridge in ridges)
 
 
-def _solve(
-    experiment: Experiment,
-    method: str,
-    gram: GramStore,
-    rows: np.ndarray,
-    targets: np.ndarray,
-    ridges: tuple[float, ...],
-    *,
-    loo: bool,
-    progress: Progress = unwatched,
-) -> tuple[solvers.Solution, ...]:
-    solve = experiment.solve
-    solver, _ = solvers.choose(
-        method,
-        n=len(rows),
-        ridges=ridges,
-        loo=loo,
-        dtype=solve.dtype,
-        memory_bytes=sys.maxsize,  # the plan has accepted this method
-        jitter=solve.jitter,
-        absolute=solve.absolute,
-    )
-    # Threads of a small product spend their time waiting for each other, most of all on a busy machine.
-    with threadpool_limits(1 if len(rows) < SMALL else None, user_api="blas"):
-        state = solver.factor(operators.GramOperator(gram, rows), ridges)
-        return solver.solve(state, targets, progress)  # type: ignore[arg-type]
+SOLVES = "solves"
+"""Folder under a root of what solves keep while they last."""
 
 
-def _classes(pools: Pools) -> np.ndarray | None:
-    """Class ids that the pool's labels name."""
+def train_targets(pools: Pools, rows: np.ndarray) -> evaluate.Targets:
+    """The targets of training samples, checked.
+
+    Raises:
+        DataError: see ``evaluate.encode``.
+    """
     labels = pools.train.labels
-    return None if pools.task != "classification" or labels is None else np.arange(len(labels))
+    named = pools.task == "classification" and labels is not None
+    return evaluate.encode(pools.y(rows), pools.task, np.arange(len(labels or ())) if named else None)
+
+
+def solve_address(source: TileSource, rows: np.ndarray, targets: np.ndarray, what: dict[str, Any]) -> str:
+    """Names the folder of a solve by all that its solutions depend on."""
+    parts = {"matrix": matrix_identity(source), "rows": hash_array(rows), "targets": hash_array(targets)}
+    return digest({**parts, **what})[:24]
+
+
+def matrix_identity(source: TileSource) -> Any:
+    """What names the entries of a stored or recomputed matrix, as JSON."""
+    if isinstance(source, Store):
+        return [source.path.name, source.axes]
+    if isinstance(source, RecomputedTiles):
+        return [json.loads(source.kernel), list(source.samples), source.dtype, source.side]
+    raise TypeError(f"nothing names the tiles of {type(source).__name__}")
+
+
+def hash_array(values: np.ndarray) -> str:
+    """A digest of an array's dtype, shape and bytes."""
+    head = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
+    head.update(np.ascontiguousarray(values).data)
+    return head.hexdigest()

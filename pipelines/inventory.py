@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +11,15 @@ from typing import Any
 
 from . import leases
 from .errors import StoreError
+from .fit import SOLVES
 from .results import has_result, journals
-from .stores import Store, folder_bytes, open_store, store_paths
+from .stores import FactorStore, Store, folder_bytes, open_store, store_paths
 from .wording import bytes_text
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One store. used_by: experiments whose results or running processes need it."""
+    """One store, or the folder of a solve. used_by: experiments whose results or running processes need it."""
 
     path: Path
     kind: str
@@ -30,18 +32,49 @@ class Entry:
 
 
 def inventory(root: Path) -> list[Entry]:
-    """Every store under a root, largest first."""
+    """Every store under a root, and what interrupted solves left, largest first."""
     users = _users(root)
     entries = []
-    for path in store_paths(root):
+    for path in (*store_paths(root), *solve_paths(root)):
         holders = [lease.holder for lease in leases.living(path)]
-        used = sorted(users.get((path.parent.name, path.name), set())) + holders
+        solve = (SOLVES, path.name)
         try:
-            holds = _holds(open_store(path))
+            if path.parent.name == SOLVES:
+                holds = _kept(path)
+            else:
+                store = open_store(path)
+                holds = _holds(store)
+                if isinstance(store, FactorStore):  # whoever goes on with the solve needs its factor
+                    solve = (SOLVES, str(store.description.get("of")))
         except (StoreError, KeyError, TypeError) as error:
             holds = f"cannot be read: {error}"
-        entries.append(Entry(path, path.parent.name, folder_bytes(path), holds, tuple(used)))
+        used = users.get((path.parent.name, path.name), set()) | users.get(solve, set())
+        entries.append(Entry(path, path.parent.name, folder_bytes(path), holds, (*sorted(used), *holders)))
     return sorted(entries, key=lambda entry: -entry.bytes)
+
+
+def solve_paths(root: Path) -> list[Path]:
+    """The folders of solves under a root."""
+    return [path for path in sorted((root / SOLVES).glob("*")) if not path.name.startswith(".")]
+
+
+def half_removed(root: Path) -> list[Path]:
+    """The folders of solves that were being removed when their remover died."""
+    return sorted((root / SOLVES).glob(".*"))
+
+
+def remove_solves(root: Path, folders: Sequence[Path]) -> None:
+    """Remove what solves kept, their factors included, once their result is safe; not where others work."""
+    names = {folder.name for folder in folders}
+    going = [folder for folder in folders if folder.exists()]
+    for path in store_paths(root) if names else ():
+        if path.parent.name == FactorStore.kind:
+            with contextlib.suppress(StoreError):
+                if open_store(path).description.get("of") in names:
+                    going.append(path)
+    for path in going:
+        if not leases.living(path):
+            _remove(path)
 
 
 def unused(entries: Sequence[Entry]) -> list[Entry]:
@@ -56,11 +89,22 @@ def remove(entries: Sequence[Entry]) -> str:
     """
     removed = [entry for entry in entries if not leases.living(entry.path)]
     for entry in removed:
-        # Renamed first: no other process may find half of a store.
-        going = entry.path.with_name(f".{entry.path.name}.removed")
-        entry.path.rename(going)
-        shutil.rmtree(going)
+        _remove(entry.path)
     return f"{len(removed)} stores, {bytes_text(sum(entry.bytes for entry in removed))}"
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: no other process may find half of a store.
+    going = path.with_name(f".{path.name}.removed")
+    with contextlib.suppress(FileNotFoundError):  # another process removed it
+        path.rename(going)
+        shutil.rmtree(going)
+
+
+def _kept(solve: Path) -> str:
+    """What the folder of a solve holds."""
+    ridges = len(list(solve.glob("**/ridge-*/solution.json")))
+    return f"an unfinished solve, {ridges} ridge{'' if ridges == 1 else 's'} solved"
 
 
 def inventory_rows(entries: Sequence[Entry]) -> list[list[object]]:
@@ -104,6 +148,9 @@ def _holds(store: Store) -> str:
     if store.kind == "features":
         what = "prepared blocks" if "prepared" in described else "preprocessed samples"
         return f"{what} of {described['pool']['source']} ({described['pool']['part']})"
+    if store.kind == FactorStore.kind:
+        n = described["n"]
+        return f"factor of {n} x {n}, {described['dtype']}, of solve {described['of']}"
     kernel = described["kernel"]
     rows = described["rows"]
     family = kernel.get("family") or kernel.get("kernel") or ("ntk" if kernel.get("tangent") else "")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .errors import DataError, NumericalError
-from .products import product
+from .products import Progress, product, unwatched
 from .site import Site
 from .tilesource import TileSource, index_set, parts
 
@@ -62,7 +62,12 @@ def cross_block(
 
 
 def predict(
-    source: TileSource, rows: ArrayLike, columns: ArrayLike, alpha: np.ndarray, site: Site | None = None
+    source: TileSource,
+    rows: ArrayLike,
+    columns: ArrayLike,
+    alpha: np.ndarray,
+    site: Site | None = None,
+    progress: Progress = unwatched,
 ) -> np.ndarray:
     """K[rows, columns] @ alpha in float64, without ever holding that block (R1: f = sum alpha_i K(x_i, .)).
 
@@ -79,7 +84,7 @@ def predict(
     if stack.ndim not in (2, 3) or stack.shape[-2] != len(column_ids):
         raise DataError(f"coefficients of shape {stack.shape} do not fit {len(column_ids)} columns")
     flat = np.moveaxis(stack, -2, 0).reshape(len(column_ids), -1)
-    out = product(source, row_ids, column_ids, flat, site)
+    out = product(source, row_ids, column_ids, flat, site, progress=progress)
     scores = out.reshape(len(row_ids), *stack.shape[:-2], stack.shape[-1])
     return np.ascontiguousarray(np.moveaxis(scores, 0, -2))
 

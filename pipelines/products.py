@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -24,11 +26,24 @@ from .stores import disk_errors
 from .tiles import Rectangle, Tile, rectangles
 from .tilesource import Part, TileSource, part_of, parts, tile_of
 
+T = TypeVar("T")
+
 SQUARE = 8192
 """Rows and columns of the matrix that one task takes, in whole tiles: a second or so of one core."""
 
-PANEL = 64
-"""Rows of a tile that are converted at a time: they stay in the cache until they are multiplied."""
+BLOCK = 256
+"""Rows and columns of a tile that are converted and multiplied at a time: they stay in the cache, and a product of
+this size with few columns is one that linear algebra libraries do without packing it first."""
+
+NARROW = 32
+"""So many columns of V are few."""
+
+Progress = Callable[[int, int], None]
+"""Called with how much is done, of how much."""
+
+
+def unwatched(done: int, total: int) -> None:
+    """The progress of who does not want to hear of it."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +78,13 @@ def product(
     V: np.ndarray,
     site: Site | None = None,
     dtype: DTypeLike = np.float64,
+    progress: Progress = unwatched,
 ) -> np.ndarray:
     """K[rows, columns] @ V as (len(rows), t) float64.
 
     rows, columns: index sets of the source's axes. V: (len(columns), t). site: where workers are; without one this
     process computes. dtype: float64, or float32 where its rounding does not matter: tiles are multiplied in it,
-    and what squares of tiles add is summed in float64.
+    and what squares of tiles add is summed in float64. progress: called with the squares done, and all of them.
     """
     same = source.symmetric and np.array_equal(rows, columns)
     out = np.zeros((len(rows), V.shape[1]))
@@ -78,6 +94,7 @@ def product(
         for square in squares:
             for part, values in _multiply(square, source, rows, columns, V, same):
                 out[part.positions] += values
+            progress(square.number + 1, len(squares))
         return out
     job = Product(
         source,
@@ -88,43 +105,73 @@ def product(
         site.path("product"),
         np.dtype(dtype).name,
     )
-    arrived: dict[int, tuple[Part, ...]] = {}
-    turn = 0
     try:
-        for square, touched in tasks.run(multiply, tasks.Listed(squares), (job,), site.workers()):
-            arrived[square.number] = touched
-            while turn in arrived:
-                _add(out, arrived.pop(turn), _file(job.out, turn))
-                turn += 1
+        for number, (touched, values) in enumerate(in_turn(multiply, squares, job, site), 1):
+            _add(out, touched, values)
+            progress(number, len(squares))
     finally:
         for path in (job.rows, job.columns, job.V):
             path.unlink(missing_ok=True)
     return out
 
 
-def multiply(square: Square, job: Product) -> tuple[Part, ...]:
-    """Multiply a square's tiles and write what they add, one file; runs on a worker. Returns which rows they are."""
-    rows, columns, V = (np.load(path, mmap_mode="r") for path in (job.rows, job.columns, job.V))
-    done = list(_multiply(square, job.source, rows, columns, V, job.same))
-    path = _file(job.out, square.number)
+class Numbered(Protocol):
+    """A task by its place in the order of sums."""
+
+    @property
+    def number(self) -> int: ...
+
+
+class Written(Protocol):
+    """What tasks share; each writes its sums under ``out``."""
+
+    @property
+    def out(self) -> Path: ...
+
+
+def in_turn(
+    function: Callable[[Any, Any], T], listed: Sequence[Numbered], job: Written, site: Site
+) -> Iterator[tuple[T, np.ndarray]]:
+    """Run tasks that ``write_sums``; yield what each returned and wrote, as float64, in the order of their numbers."""
+    arrived: dict[int, T] = {}
+    turn = 0
+    for task, result in tasks.run(function, tasks.Listed(list(listed)), (job,), site.workers()):
+        arrived[task.number] = result
+        while turn in arrived:
+            path = _file(job.out, turn)
+            values = np.fromfile(path, np.float64)
+            path.unlink()
+            yield arrived.pop(turn), values
+            turn += 1
+
+
+def write_sums(task: Numbered, job: Written, sums: Iterable[np.ndarray]) -> None:
+    """Write a task's float64 arrays one after the other into its file, whole."""
+    path = _file(job.out, task.number)
     # Dask may run a task twice, at the same time even.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with disk_errors(path.parent):
         with temporary.open("wb") as stream:
-            for _, values in done:
+            for values in sums:
                 stream.write(np.ascontiguousarray(values).data)
         os.replace(temporary, path)
+
+
+def multiply(square: Square, job: Product) -> tuple[Part, ...]:
+    """Multiply a square's tiles and write what they add, one file; runs on a worker. Returns which rows they are."""
+    rows, columns, V = (np.load(path, mmap_mode="r") for path in (job.rows, job.columns, job.V))
+    done = list(_multiply(square, job.source, rows, columns, V, job.same))
+    write_sums(square, job, (values for _, values in done))
     return tuple(part for part, _ in done)
 
 
-def _add(out: np.ndarray, touched: tuple[Part, ...], path: Path) -> None:
-    values = np.fromfile(path, np.float64).reshape(-1, out.shape[1])
+def _add(out: np.ndarray, touched: tuple[Part, ...], values: np.ndarray) -> None:
+    values = values.reshape(-1, out.shape[1])
     start = 0
     for part in touched:
         count = part.positions.stop - part.positions.start
         out[part.positions] += values[start : start + count]
         start += count
-    path.unlink()
 
 
 def _file(out: Path, number: int) -> Path:
@@ -162,8 +209,7 @@ def _multiply(
             right[k] = part_of(columns, k, side)
         return right[k]
 
-    for i, j in square.tiles:
-        tile = tile_of(source, i, j)
+    for (i, j), tile in zip(square.tiles, _ahead(source, square.tiles), strict=True):
         xp = namespace(tile)
         a, b = row(i), column(j)
         mirrored = source.symmetric and i != j
@@ -190,22 +236,40 @@ def _multiply(
 
 def _both(block: Array, V_columns: Array, V_rows: Array, out_rows: Array, out_columns: Array) -> None:
     """Add block @ V_columns and block.T @ V_rows, converting each entry once."""
-    for panel in _panels(block, V_columns):
-        some = block[panel].astype(V_columns.dtype, copy=False)
-        out_rows[panel] += some @ V_columns
-        out_columns += some.T @ V_rows[panel]
+    for rows, columns in _pieces(block, V_columns):
+        some = block[rows, columns].astype(V_columns.dtype, copy=False)
+        out_rows[rows] += some @ V_columns[columns]
+        out_columns[columns] += some.T @ V_rows[rows]
 
 
 def _one(block: Array, V: Array, out: Array) -> None:
     """Add block @ V."""
-    for panel in _panels(block, V):
-        out[panel] += block[panel].astype(V.dtype, copy=False) @ V
+    for rows, columns in _pieces(block, V):
+        out[rows] += block[rows, columns].astype(V.dtype, copy=False) @ V[columns]
 
 
-def _panels(block: Array, V: Array) -> Iterator[slice]:
-    step = len(block) if block.dtype == V.dtype or not isinstance(block, np.ndarray) else PANEL
-    for start in range(0, len(block), max(step, 1)):
-        yield slice(start, min(start + step, len(block)))
+def _pieces(block: Array, V: Array) -> Iterator[tuple[slice, slice]]:
+    """Row and column ranges that cover a block."""
+    n, m = block.shape
+    whole = not isinstance(block, np.ndarray) or (block.dtype == V.dtype and V.shape[1] > NARROW)
+    step = max(n, m, 1) if whole else BLOCK
+    for i in range(0, n, step):
+        for j in range(0, m, step):
+            yield slice(i, min(i + step, n)), slice(j, min(j + step, m))
+
+
+def _ahead(source: TileSource, tiles: Sequence[Tile]) -> Iterator[Array]:
+    """The tiles in turn; where they are read and not computed, a thread reads the next one meanwhile."""
+    if hasattr(source, "tile"):
+        yield from (tile_of(source, i, j) for i, j in tiles)
+        return
+    with ThreadPoolExecutor(1, "megagram-read") as reader:
+        following = reader.submit(source.read_tile, *tiles[0])
+        for tile in tiles[1:]:
+            block = following.result()
+            following = reader.submit(source.read_tile, *tile)
+            yield block
+        yield following.result()
 
 
 def _count(part: Part) -> int:

@@ -37,6 +37,12 @@ __all__ = ["build", "build_study", "make_study", "page", "ridge_table", "study_t
 
 _LARGEST_NUMBERED_MATRIX = 20
 
+ITERATIVE = ("conjugate-gradient", "nystrom")
+"""Methods whose effective dimensions are estimates."""
+
+ESTIMATED = "effective dimension estimated"
+"""In the notes of a direct solver whose effective dimension is one."""
+
 
 def _how_chosen(result: Result) -> str:
     evaluation = result["evaluation"]
@@ -47,6 +53,8 @@ def _how_chosen(result: Result) -> str:
         return "given, the only one tried"
     if how == "loo":
         return "chosen by leave-one-out on the training samples"
+    if how == "gcv":
+        return "chosen by generalised cross-validation on the training samples"
     return f"chosen on {count_text(evaluation['validation']['n'], 'validation sample')}"
 
 
@@ -99,6 +107,10 @@ def _headline(result: Result) -> list[tuple[str, Cell, str]]:
     if evaluation["loo"] is not None:
         remark = f"on {count_text(evaluation['loo']['n'], 'training sample')}, each left out in turn"
         rows.append((f"Leave-one-out {name}", Cell(score_text(evaluation["loo"][metric], metric)), remark))
+    if evaluation["select"] == "gcv":
+        n = count_text(evaluation["gcv"]["n"], "training sample")
+        remark = f"generalised cross-validation on {n}; optimistic where ridges are small"
+        rows.append((f"GCV {name}", Cell(score_text(evaluation["gcv"][metric], metric)), remark))
     fit = final_fit(result)
     remark = f"on {count_text(fit['n'], 'training sample')}"
     rows.append((f"Training {name}", Cell(score_text(fit[metric], metric)), remark))
@@ -157,7 +169,7 @@ def terminal_table(result: Result) -> Rows:
     rows.append(
         ["Tiles", f"{gram['tiles_computed']:,} computed", f"{gram['tiles_reused']:,} were already stored"]
     )
-    rows.append(["Tiles made by", paths_text(gram["paths"]), ""])
+    rows.append(["Tiles made by", gram.get("recomputed") or paths_text(gram["paths"]), ""])
     rows.append(["Time", seconds_text(result["seconds"]), result["engine"]])
     return ["", "value", "remark"], rows
 
@@ -211,7 +223,12 @@ def _path_series(result: Result) -> list[plots.Series]:
     evaluation = result["evaluation"]
     path, metric = evaluation["path"], evaluation["metric"]
     ridges = [entry["ridge"] for entry in path]
-    named = (("validation", "validation", 0), ("loo", "leave-one-out", 2), ("train", "training", 8))
+    named = (
+        ("validation", "validation", 0),
+        ("loo", "leave-one-out", 2),
+        ("gcv", "generalised cross-validation", 4),
+        ("train", "training", 8),
+    )
     series = [
         plots.Series(name, ridges, [metric_of(entry.get(key), metric) for entry in path], colour)
         for key, name, colour in named
@@ -252,6 +269,7 @@ def _path_table(result: Result) -> Table:
         ("train", "training"),
         ("validation", "validation"),
         ("loo", "leave-one-out"),
+        ("gcv", "GCV"),
         ("test", "test *"),
     ):
         if any(entry.get(key) for entry in path):
@@ -278,15 +296,28 @@ def _solves_table(result: Result) -> Table:
     columns: list[tuple[str, list[str | Cell]]] = [("ridge λ", ridges)]
     columns.append(("solver", [str(entry["status"]) for entry in path]))
     columns.append(("residual", [number_text(entry.get("residual")) for entry in path]))
-    columns.append(("effective dimension", [number_text(entry.get("effective_dimension")) for entry in path]))
+    method = result["solver"]["method"]
+    columns.append(("effective dimension", [_dimension_text(entry, method) for entry in path]))
     if any(entry.get("iterations") for entry in path):
         columns.append(("iterations", [str(entry["iterations"]) for entry in path]))
     if any(entry.get("jitter") for entry in path):
         columns.append(("jitter", [number_text(entry["jitter"]) for entry in path]))
     columns.append(("time", [seconds_text(entry.get("seconds")) for entry in path]))
     columns.append(("memory", [bytes_text(entry.get("peak_bytes")) for entry in path]))
-    caption = "Each ridge is one linear system; residual: |(K + nλI)α − Y| / |Y|."
+    residual = (
+        "residual of the preconditioned normal equations"
+        if method == "nystrom"
+        else "residual: |(K + nλI)α − Y| / |Y|"
+    )
+    caption = f"Each ridge is one linear system; {residual}. Effective dimensions marked ≈ are estimates."
     return _table(columns, caption)
+
+
+def _dimension_text(entry: Mapping[str, Any], method: str) -> str:
+    """An effective dimension, marked where it is an estimate."""
+    text = number_text(entry.get("effective_dimension"))
+    estimated = method in ITERATIVE or any(ESTIMATED in note for note in entry.get("notes") or ())
+    return f"≈\u00a0{text}" if estimated and entry.get("effective_dimension") is not None else text
 
 
 def _table(columns: Sequence[tuple[str, Sequence[str | Cell]]], caption: str) -> Table:
@@ -346,10 +377,11 @@ def _regression_table(result: Result) -> Table:
     evaluation = result["evaluation"]
     kept = [
         (key, evaluation[key])
-        for key in ("train", "validation", "loo", "test")
-        if evaluation[key] is not None
+        for key in ("train", "validation", "loo", "gcv", "test")
+        if evaluation.get(key) is not None
     ]
     words = {"train": "training", "validation": "validation", "loo": "leave-one-out", "test": "test"}
+    words["gcv"] = "generalised cross-validation"
     rows = [
         [words[key], f"{scores['n']:,}", *(score_text(scores[m], m) for m in ("rmse", "mse", "mae", "r2"))]
         for key, scores in kept
@@ -378,7 +410,7 @@ def _time_blocks(result: Result, drawing: bool) -> Iterator[Block]:
     facts = [
         ("Tiles computed", f"{gram['tiles_computed']:,}"),
         ("Tiles reused", f"{gram['tiles_reused']:,}"),
-        ("Tiles made by", paths_text(gram["paths"])),
+        ("Tiles made by", gram.get("recomputed") or paths_text(gram["paths"])),
         ("Tile", f"{gram['tile_side']} × {gram['tile_side']} entries, {gram['dtype']}"),
         ("Stored", bytes_text(gram["bytes"])),
     ]
@@ -386,7 +418,11 @@ def _time_blocks(result: Result, drawing: bool) -> Iterator[Block]:
         shown = " · ".join(f"{name} {seconds_text(_quantile(seconds, q))}" for name, q in _QUANTILES)
         facts.append(("Time per tile", shown))
     yield Table.of((), facts)
-    if not gram["tiles_computed"]:
+    if gram.get("recomputed"):
+        yield Text(
+            f"No tile was stored: each was computed whenever a product needed it, by {gram['recomputed']}."
+        )
+    elif not gram["tiles_computed"]:
         yield Text("Every tile was already stored; none was computed.")
     elif drawing and len(seconds) > 1:
         yield Figure(
@@ -439,6 +475,7 @@ def _model_rows(result: Result) -> list[tuple[str, str]]:
         ("Fingerprint", result["kernel"]["fingerprint"]),
         ("Solver", f"{solver['method']}, {solver['dtype']}"),
         ("Why this solver", solver.get("reason") or "–"),
+        ("Tiles", f"{solver.get('tiles', 'stored')}"),
     ]
 
 

@@ -91,6 +91,19 @@ def found(root: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield folder, read(folder)
 
 
+def newest(root: Path, name: str, table: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Folder and result of the newest run of an experiment as its table describes it now.
+
+    Raises:
+        StoreError: there is none under the root.
+    """
+    for folder, result in found(root, name):
+        before = result["experiment_table"]
+        if all(before[key] == table[key] for key in ("data", "kernel", "gram", "solve")):
+            return folder, result
+    raise StoreError(f"{root} holds no result of {name} as it is now; run it first")
+
+
 def save_array(folder: Path, name: str, values: np.ndarray) -> None:
     """Save ``folder/name.npy``, plain NumPy."""
     # By way of memory: NumPy's own writing to a file does not say that a disk is full, only that it failed.
@@ -145,9 +158,9 @@ class Journal:
         self._value["stages"].append({"name": name, "started": time.time(), "done": 0, "total": 0})
         self._write()
 
-    def progress(self, done: int, total: int) -> None:
-        """How far the newest stage is; written at most every second."""
-        self._value["stages"][-1].update(done=done, total=total)
+    def progress(self, done: int, total: int, message: str = "") -> None:
+        """How far the newest stage is, and of what; written at most every second."""
+        self._value["stages"][-1].update(done=done, total=total, message=message)
         if time.monotonic() - self._written > 1.0 or done == total:
             self._write()
 

@@ -42,9 +42,16 @@ class Grid:
 
     def touched(self, rows: np.ndarray, columns: np.ndarray) -> set[Tile]:
         """The tiles that hold the entries rows x columns (arrays of row ids), each tile whole."""
-        blocks_i, blocks_j = np.unique(rows // self.side), np.unique(columns // self.side)
-        tiles = {(int(i), int(j)) for i in blocks_i for j in blocks_j}
-        return {(max(t), min(t)) for t in tiles} if self.symmetric else tiles
+        i, j = np.nonzero(self.mask(rows, columns))
+        return set(zip(i.tolist(), j.tolist(), strict=True))
+
+    def mask(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """The tiles that ``touched`` lists, as a boolean array over the grid: to count them, of millions of samples."""
+        left, right = (np.zeros(size, bool) for size in self.shape)
+        left[rows // self.side] = True
+        right[columns // self.side] = True
+        pairs = np.outer(left, right)
+        return np.tril(pairs | pairs.T) if self.symmetric else pairs
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import numpy as np
 
 from . import leases, results
 from .errors import StoreError
-from .stores import GramStore, PoolStore, Store, open_store, store_paths, unfinished_paths
+from .inventory import half_removed
+from .stores import GramStore, PoolStore, Store, TileStore, open_store, store_paths, unfinished_paths
 
 
 @dataclass
@@ -63,7 +64,7 @@ def verify(
             found.append(_verify(open_store(one), repair))
         except StoreError as error:
             found.append(Verified(str(one), one.parent.name, bad=[str(error)], remark="cannot be repaired"))
-    unfinished = [*unfinished_paths(path), *results.unfinished(path)]
+    unfinished = [*unfinished_paths(path), *results.unfinished(path), *half_removed(path)]
     if unfinished:
         found.append(Verified(str(path), "root", temporaries=len(unfinished)))
         if repair:
@@ -85,7 +86,7 @@ def _verify(store: Store, repair: bool) -> Verified:
         array = store.array(name)
         counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
         for index in itertools.product(*(range(count) for count in counts)):
-            if isinstance(store, GramStore) and not store.grid.contains((index[0], index[1])):
+            if isinstance(store, TileStore) and not store.grid.contains((index[0], index[1])):
                 continue
             if not store.chunk(name, index).exists():
                 if index in used:
@@ -96,7 +97,7 @@ def _verify(store: Store, repair: bool) -> Verified:
             found.chunks += 1
             problem = _problem(store, array, name, index)
             if problem:
-                label = "tile" if isinstance(store, GramStore) else f"{name} chunk"
+                label = "tile" if isinstance(store, TileStore) else f"{name} chunk"
                 found.bad.append(f"{store.path}: {label} {'/'.join(str(i) for i in index)}: {problem}")
                 if repair:
                     store.set_aside(name, index)

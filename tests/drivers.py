@@ -109,6 +109,14 @@ def tiles_computed(store: str) -> list[tuple[int, int]]:
     return [tuple(tile) for line in GramStore(Path(store)).records() for tile in line.get("tiles", ())]
 
 
+def fill(disk: Path, leave: int) -> Path:
+    """Fill the disk up to ``leave`` bytes."""
+    ballast = disk / "ballast"
+    free = os.statvfs(disk)
+    ballast.write_bytes(bytes(max(free.f_bavail * free.f_frsize - leave, 0)))
+    return ballast
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + " }"

@@ -11,7 +11,7 @@ import numpy as np
 
 from kernels.base import Kernel
 from kernels.convolutional import Convolutional
-from pipelines import features, fit, gram, plan, pools, tasks
+from pipelines import features, fit, gram, matrices, pools, solvers, tasks
 from pipelines.experiment import Experiment
 from pipelines.stores import GramStore
 
@@ -111,10 +111,10 @@ def make(
 ) -> Made:
     """Run the stages ``features`` and ``gram`` of an experiment."""
     resolved = pools.resolve(experiment)
-    kernel, dtype = plan.run_kernel(experiment), experiment.gram.dtype
+    kernel, dtype = matrices.run_kernel(experiment), experiment.gram.dtype
     left = features.materialise(resolved, kernel, dtype, root, resolved.split.pool_rows, workers)
     made = Made(resolved, kernel, {}, {}, [left])
-    for matrix in plan.matrix_plans(experiment, resolved, kernel, root):
+    for matrix in matrices.matrix_plans(experiment, resolved, kernel, root):
         above = left
         if matrix.role == "test":
             assert resolved.split.test is not None
@@ -138,9 +138,15 @@ def make(
     return made
 
 
+def chosen(method: str = "cholesky", tiles: str = "stored") -> solvers.Choice:
+    """A choice that nobody estimated."""
+    return solvers.Choice(solvers.Estimate(method, tiles, 0.0, 0.0, 0, 0, 0, rank_bytes=2**20), "asked for")
+
+
 def evaluate(experiment: Experiment, root: Path, folder: Path, method: str = "cholesky") -> dict[str, Any]:
     """Run the stages up to the solve; the evaluation. ``folder`` gets the model's arrays."""
     made = make(experiment, root)
     folder.mkdir(parents=True, exist_ok=True)
     cross = made.stores["test"][-1] if "test" in made.stores else None
-    return fit.fit(experiment, made.pools, made.store, cross, folder, method=method)
+    place = fit.Place(root, tasks.Workers, MEMORY)
+    return fit.fit(experiment, made.pools, made.store, cross, folder, choice=chosen(method), place=place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,6 +23,8 @@ class Status(StrEnum):
     """Cholesky failed by rounding; a symmetric indefinite factor solved the system (R3)."""
     INACCURATE = "inaccurate"
     """The measured residual is above ``ACCURATE``."""
+    NOT_CONVERGED = "not converged"
+    """An iterative solver stopped above the residual that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +98,37 @@ class DirectSolver:
     absolute: bool = False
     loo: bool = False
 
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+    """What ``dtype`` may be."""
+
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "float64"):
-            raise ExperimentError(f"solve.dtype must be float32 or float64, not {self.dtype!r}")
+        if self.dtype not in self.dtypes:
+            raise ExperimentError(f"solve.dtype must be {' or '.join(self.dtypes)}, not {self.dtype!r}")
         if not (np.isfinite(self.jitter) and self.jitter >= 0):
             raise ExperimentError(f"solve.jitter must be finite and not negative, got {self.jitter}")
 
     def shifts(self, ridges: Sequence[float], diagonal: np.ndarray) -> tuple[tuple[float, ...], float]:
         """What each ridge adds to K's (n,) diagonal in all, and the part of it that is jitter."""
-        jitter = self.jitter * float(diagonal.mean())
-        unit = 1 if self.absolute else len(diagonal)
-        return tuple(unit * ridge + jitter for ridge in ridges), jitter
+        return shifts(ridges, diagonal, self.jitter, self.absolute)
 
     def jitter_notes(self, jitter: float) -> tuple[str, ...]:
-        return (f"jitter: {jitter:.3g} was added to the diagonal beside the ridge",) if jitter else ()
+        return jitter_notes(jitter)
+
+
+def shifts(
+    ridges: Sequence[float], diagonal: np.ndarray, jitter: float, absolute: bool
+) -> tuple[tuple[float, ...], float]:
+    """What each ridge adds to K's (n,) diagonal in all, and the part of it that is jitter.
+
+    jitter: relative to the mean of the diagonal; absolute: ridges are n*lambda itself (R1).
+    """
+    added = jitter * float(diagonal.mean())
+    unit = 1 if absolute else len(diagonal)
+    return tuple(unit * ridge + added for ridge in ridges), added
+
+
+def jitter_notes(jitter: float) -> tuple[str, ...]:
+    return (f"jitter: {jitter:.3g} was added to the diagonal beside the ridge",) if jitter else ()
 
 
 def check_ridges(ridges: Sequence[float]) -> tuple[float, ...]:
@@ -153,17 +172,19 @@ def refine(
     Y: np.ndarray,
     goal: float = 1e-8,
     steps: int = 30,
+    start: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float, int]:
     """Solve A x = Y by an approximate inverse, repeated on the residual while that helps.
 
-    correct: (n, t) -> (n, t), the approximate inverse; apply: V -> A V in float64.
+    correct: (n, t) -> (n, t), the approximate inverse; apply: V -> A V in float64. start: ``correct(Y)``
+    where it is known already.
     Returns the best x, its measured relative residual, and the number of repetitions kept. One that does
     not at least halve the residual is the last: rounding has been reached.
     """
     scale = float(np.linalg.norm(Y))
     if scale == 0.0:
         return np.zeros_like(Y), 0.0, 0
-    x = correct(Y)
+    x = correct(Y) if start is None else start
     remainder = Y - apply(x)
     error = float(np.linalg.norm(remainder)) / scale
     kept = 0
@@ -190,6 +211,13 @@ def rounding_level(n: int, dtypes: Sequence[np.dtype], largest_diagonal: float) 
     return 4 * n * unit * largest_diagonal
 
 
+def advice_on_ridges(smallest: float, unit: int, single: bool) -> str:
+    """What to do about an eigenvalue of K as small as this one; arguments as ``not_positive_definite``'s."""
+    enough = 2 * abs(smallest) / unit
+    advice = f"take a ridge of at least {enough:.1e} or set solve.jitter"
+    return advice + (", or store and solve in float64" if single else "")
+
+
 def not_positive_definite(
     *, ridge: float, shift: float, smallest: float, largest: float, unit: int, single: bool
 ) -> NumericalError:
@@ -198,10 +226,7 @@ def not_positive_definite(
     unit: what a ridge is multiplied by (n, or 1 where ridges are absolute); single: whether anything
     was stored or factored in float32, so that float64 could help.
     """
-    enough = 2 * abs(smallest) / unit
-    advice = f"take a ridge of at least {enough:.1e} or set solve.jitter"
-    if single:
-        advice += ", or store and solve in float64"
+    advice = advice_on_ridges(smallest, unit, single)
     return NumericalError(
         f"K + n*lambda*I is not positive definite at ridge {ridge:g} (added to the diagonal: {shift:.3g}): "
         f"the smallest eigenvalue of K is about {smallest:.3g}, the largest about {largest:.3g}; {advice}"

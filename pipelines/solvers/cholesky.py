@@ -30,6 +30,7 @@ from .base import (
     rounding_level,
     unwatched,
 )
+from .checkpoints import Checkpoints
 
 PANEL = 256
 """Columns copied or summed at a time: two such square blocks stay in the cache."""
@@ -107,14 +108,18 @@ class Cholesky(DirectSolver):
             NumericalError: not positive definite at some ridge beyond rounding.
         """
         targets = check_targets(Y, state.n)
+        site = state.operator.site
+        kept = Checkpoints(None if site is None else site.folder)
         solutions: list[Solution] = []
         for ridge, shift in zip(state.ridges, state.shifts, strict=True):
             progress(len(solutions), len(state.ridges), RIDGES)
-            solutions.append(self._solve_one(state, ridge, shift, targets))
+            solutions.append(self.solve_one(state, ridge, shift, targets))
+            kept.save(solutions[-1])
         progress(len(solutions), len(state.ridges), RIDGES)
         return tuple(solutions)
 
-    def _solve_one(self, state: CholeskyState, ridge: float, shift: float, Y: np.ndarray) -> Solution:
+    def solve_one(self, state: CholeskyState, ridge: float, shift: float, Y: np.ndarray) -> Solution:
+        """The solution at one ridge, of which ``shift`` is what it adds to the diagonal, for (n, t) targets."""
         started = perf_counter()
         if state.factored != shift:
             self._factor(state, ridge, shift)

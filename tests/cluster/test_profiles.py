@@ -114,6 +114,41 @@ def test_every_key_is_read(tmp_path):
     )
 
 
+ASSUMED = """
+[assume]
+workers = 3
+memory = "4GiB"
+gpu_memory = "2GiB"
+float64 = 1e12
+float32 = 2e12
+transcendentals = 1e11
+driver_memory = "8GiB"
+driver = 1e11
+disk = "1TB"
+disk_read = 1e9
+"""
+
+
+def test_assumed_machines_are_taken_for_what_is_here(tmp_path):
+    """Protects plans for other machines: their number and the smaller of their memories, not this machine's."""
+    assert Profile.load(write(tmp_path, ASSUMED)).resources() == profiles.Resources(3, 2 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ASSUMED.replace("driver = 1e11\n", ""), "driver is missing"),
+        (ASSUMED + "speed = 1\n", "unknown key 'speed'"),
+        (ASSUMED.replace("1e9", "0"), "disk_read: a positive number"),
+        (ASSUMED.replace("= 3", "= 0"), "workers: a whole number"),
+        ("assume = 3", "a table is needed"),
+    ],
+)
+def test_incomplete_assumptions_are_refused(tmp_path, text, said):
+    with pytest.raises(ProfileError, match=said):
+        Profile.load(write(tmp_path, text))
+
+
 def test_description_is_json_and_complete():
     profile = Profile(workers=2, environment={"A": "1"})
     described = json.loads(json.dumps(profile.describe()))

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drivers import SECONDS, TILES, Driver, Undisturbed, tile_files
+from drivers import SECONDS, TILES, Driver, Undisturbed, fill, tile_files
 
 from flows.arrays import _dense
 from pipelines.errors import DiskFull
 from pipelines.stores import disk_errors
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own in memory, 1 MiB large."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root on Linux")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a small file system is not permitted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=False)
-
-
-def fill(disk: Path, leave: int) -> Path:
-    """Fill the disk up to ``leave`` bytes."""
-    ballast = disk / "ballast"
-    free = os.statvfs(disk)
-    ballast.write_bytes(bytes(max(free.f_bavail * free.f_frsize - leave, 0)))
-    return ballast
-
 
 SLOW = pytest.mark.slow
 

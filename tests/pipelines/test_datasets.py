@@ -866,6 +866,23 @@ def test_no_duplicates_no_warning_and_other_dtypes_are_compared_by_value():
     assert "sample 0 is training sample 4" in warning
 
 
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), d=st.integers(1, 11), dtype=st.sampled_from(["u1", "f4", "f8", "?"]))
+def test_duplicates_are_those_that_comparing_each_with_each_finds(seed, d, dtype):
+    """Protects the search by keys: few values, so that many samples differ in few bits, against plain comparison."""
+    rng = np.random.default_rng(seed)
+    X, Z = (rng.integers(0, 3, (n, d)).astype(dtype) for n in (60, 20))
+    rows = np.flatnonzero(rng.random(60) < 0.5)
+    pairs = [(i, j) for j, z in enumerate(Z) for i, row in enumerate(rows) if np.array_equal(X[row], z)]
+    said = duplicates_across(X, {"test": Z}, rows)
+    if not pairs:
+        assert said == []
+        return
+    (warning,) = said
+    assert warning.startswith(f"{len({j for _, j in pairs})} of the 20 samples")
+    assert f"(first: sample {pairs[0][1]} is training sample {pairs[0][0]})" in warning
+
+
 @settings(deadline=None, max_examples=30)
 @given(n=st.integers(0, 40), rows=st.integers(1, 12), cut=st.integers(0, 40))
 def test_digests_of_a_prefix_are_a_prefix_of_the_digests(n, rows, cut):

@@ -10,11 +10,13 @@ import pytest
 from pipelines.errors import DataError, ExperimentError, NumericalError
 from pipelines.evaluate import (
     Held,
+    Refit,
     Targets,
     accuracy,
     confusion,
     encode,
     evaluate,
+    generalised,
     metrics,
     one_vs_all,
     predict_labels,
@@ -31,7 +33,8 @@ def solved(K: np.ndarray, targets: Targets, ridge: float) -> Solution:
     R = np.linalg.inv(K + n * ridge * np.eye(n))
     alpha = R @ targets.matrix
     loo = targets.matrix - alpha / np.diag(R)[:, None]
-    return Solution(alpha, ridge, n * ridge, Status.SOLVED, 0.0, 0, None, 0.0, 0, loo)
+    dimension = float(np.trace(K @ R))
+    return Solution(alpha, ridge, n * ridge, Status.SOLVED, 0.0, 0, dimension, 0.0, 0, loo)
 
 
 class Problem:
@@ -151,7 +154,7 @@ def test_r2_of_a_constant_truth_is_undefined() -> None:
 
 
 def entry(ridge: float, **scores: float | None) -> dict:
-    keys = ("validation", "loo", "test")
+    keys = ("validation", "loo", "gcv", "test")
     return {"ridge": ridge} | {k: None if scores.get(k) is None else {"accuracy": scores[k]} for k in keys}
 
 
@@ -181,7 +184,7 @@ def test_selection_without_its_data_is_refused(how: str, key: str) -> None:
 
 
 def test_unknown_selection_is_refused() -> None:
-    with pytest.raises(ExperimentError, match="validation, loo, oracle"):
+    with pytest.raises(ExperimentError, match="validation, loo, gcv, oracle"):
         select([entry(1.0)], "best")
 
 
@@ -189,7 +192,7 @@ def test_unknown_selection_is_refused() -> None:
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
-@pytest.mark.parametrize("how", ["validation", "loo"])
+@pytest.mark.parametrize("how", ["validation", "loo", "gcv"])
 def test_test_set_is_scored_once_with_the_chosen_ridge(task: str, how: str) -> None:
     problem = Problem(task)
     result = evaluate(problem.solutions, problem.train, how, validation=problem.validation, test=problem.test)
@@ -234,6 +237,49 @@ def test_train_metrics_are_those_of_the_fitted_values(task: str) -> None:
     assert result["confusion"] is None
 
 
+def test_generalised_cross_validation_is_golubs_score() -> None:
+    """The mean square of its errors is |(I - A) y|^2 / n over (tr (I - A) / n)^2 with A = K R, and selects by it."""
+    problem = Problem("regression")
+    result = evaluate(problem.solutions, problem.train, "gcv")
+    n, y = len(problem.K), problem.train.matrix[:, 0]
+    expected = []
+    for ridge in RIDGES:
+        rest = np.eye(n) - problem.K @ np.linalg.inv(problem.K + n * ridge * np.eye(n))
+        expected.append(np.mean((rest @ y) ** 2) / (np.trace(rest) / n) ** 2)
+    np.testing.assert_allclose([line["gcv"]["mse"] for line in result["path"]], expected, rtol=1e-9)
+    assert result["ridge"] == RIDGES[int(np.argmin(expected))]
+    assert result["gcv"] == result["path"][RIDGES.index(result["ridge"])]["gcv"]
+
+
+def test_with_equal_weights_generalised_cross_validation_is_leave_one_out() -> None:
+    """Where every R_ii is the same, its mean is each of them: classes scored alike as well."""
+    circle = np.exp(2j * np.pi * np.arange(30) / 30)
+    K = np.exp(-np.abs(circle[:, None] - circle))
+    targets = encode(np.random.default_rng(1).integers(3, size=30), "classification")
+    line = evaluate([solved(K, targets, 1e-2)], targets, "gcv")["path"][0]
+    assert line["gcv"] == line["loo"]
+
+
+def test_ridges_without_an_effective_dimension_below_n_are_passed_over() -> None:
+    """An estimate may come out above n; nothing is divided by what is then negative."""
+    values = np.ones((4, 1))
+    assert generalised(values, values, None) is None
+    assert generalised(values, values, 4.0) is None
+    path = [entry(1.0, gcv=50.0), entry(0.1, gcv=None)]
+    assert select(path, "gcv") == 0
+    with pytest.raises(NumericalError, match="effective dimension"):
+        select(path[1:], "gcv")
+
+
+def test_train_metrics_of_coefficients_elsewhere_are_those_of_given_predictions() -> None:
+    """Coefficients on centres say nothing of the training samples' residuals."""
+    problem = Problem("regression")
+    fitted = np.stack([problem.K @ solution.alpha for solution in problem.solutions]) + 1.0
+    result = evaluate(problem.solutions, problem.train, "gcv", fitted=fitted)
+    for line, values in zip(result["path"], fitted, strict=True):
+        assert line["train"] == metrics(problem.train.y, values, None)
+
+
 def test_confusion_rows_are_the_truth() -> None:
     problem = Problem("classification")
     result = evaluate(
@@ -259,9 +305,9 @@ def test_refit_scores_the_test_set_with_the_refitted_solution_only() -> None:
     problem = Problem("classification")
     asked: list[float] = []
 
-    def refit(ridge: float) -> tuple[Solution, Targets, Held]:
+    def refit(ridge: float) -> Refit:
         asked.append(ridge)
-        return solved(problem.K, problem.train, 10.0), problem.train, problem.test
+        return Refit(solved(problem.K, problem.train, 10.0), problem.train, problem.test)
 
     result = evaluate(problem.solutions, problem.train, "loo", test=problem.test, refit=refit)
     assert asked == [result["ridge"]]

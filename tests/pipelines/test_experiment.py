@@ -296,6 +296,67 @@ def test_keys_that_do_not_go_together_are_refused(tmp_path: Path, table: dict[st
     assert said in refusal(tmp_path, table)
 
 
+GRADIENT, FALKON = {"method": "conjugate-gradient"}, {"method": "nystrom", "centres": 10}
+TILED, RECOMPUTED = {"method": "tiled-cholesky"}, {"gram": {"tiles": "recomputed"}}
+
+
+@pytest.mark.parametrize(
+    ("solve", "sections", "said"),
+    [
+        ({"method": "nystrom"}, {}, 'solve: method = "nystrom" needs centres'),
+        ({**GRADIENT, "centres": 10}, {}, 'centres goes with method = "nystrom" alone'),
+        ({"centres": 10}, {}, "centres goes with"),
+        ({**FALKON, "centres": 0}, {}, "solve.centres"),
+        ({**TILED, "tolerance": 1e-4}, {}, 'tolerance has no meaning for method = "tiled-cholesky"'),
+        ({"method": "eigen", "max_iterations": 9}, {}, "max_iterations has no meaning"),
+        ({**GRADIENT, "tolerance": 0.0}, {}, "solve.tolerance"),
+        ({**GRADIENT, "tolerance": 1.0}, {}, "solve.tolerance"),
+        ({**GRADIENT, "max_iterations": 0}, {}, "solve.max_iterations"),
+        ({**GRADIENT, "dtype": "mixed"}, {}, 'dtype = "mixed" has no meaning'),
+        ({**FALKON, "dtype": "float32"}, {}, 'dtype = "float32" has no meaning'),
+        ({"method": "eigen", "dtype": "float32"}, {}, 'dtype = "float32" has no meaning'),
+        ({**GRADIENT, "select": "loo"}, {}, 'use select = "gcv"'),
+        ({**FALKON, "select": "loo"}, {}, 'use select = "gcv"'),
+        ({**TILED, "select": "loo"}, {}, 'use select = "gcv"'),
+        (TILED, RECOMPUTED, 'gram.tiles = "recomputed" goes with solve.method'),
+        ({"method": "cholesky"}, RECOMPUTED, 'gram.tiles = "recomputed" goes with solve.method'),
+        ({"select": "loo"}, RECOMPUTED, 'gram.tiles = "recomputed" excludes solve.select = "loo"'),
+        ({"dtype": "float32"}, RECOMPUTED, 'gram.tiles = "recomputed" excludes solve.dtype'),
+        ({}, {"gram": {"tiles": "kept"}}, "gram.tiles"),
+        ({"ridges": [1.0, 0.0]}, {}, "solve.ridges"),
+        ({"ridges": [-1e-3]}, {}, "solve.ridges"),
+    ],
+)
+def test_options_without_a_meaning_for_the_method_are_refused(
+    tmp_path: Path, solve: dict[str, Any], sections: dict[str, Any], said: str
+) -> None:
+    """Protects from an option that is read and forgotten: an error before any work, naming the keys."""
+    table = {**BASE, **{k: {**BASE.get(k, {}), **v} for k, v in sections.items()}}
+    assert said in refusal(tmp_path, {**table, "solve": {**BASE["solve"], **solve}})
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        {**GRADIENT, "tolerance": 1e-4, "max_iterations": 50, "select": "gcv"},
+        FALKON,
+        {**TILED, "dtype": "mixed"},
+        {"dtype": "mixed", "select": "gcv"},
+        {"tolerance": 1e-3},
+    ],
+)
+def test_options_with_a_meaning_are_taken_and_survive_their_own_table(
+    tmp_path: Path, solve: dict[str, Any]
+) -> None:
+    """Protects reports and reruns: what a result says of its experiment is an experiment again."""
+    path = tmp_path / "e.toml"
+    path.write_text(toml({**BASE, "solve": {**BASE["solve"], **solve}}))
+    (one,) = load(path).experiments
+    assert type(one).model_validate(one.table()) == one
+    for key, value in solve.items():
+        assert getattr(one.solve, key) == value
+
+
 def test_whole_numbers_pass_for_real_ones(tmp_path: Path) -> None:
     """Protects ``ridges = [1, 0.1]``: largest first, whatever the order in the file."""
     assert read(tmp_path, changed("solve.ridges", [0.1, 1])).solve.ridges == (1.0, 0.1)

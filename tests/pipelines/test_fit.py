@@ -10,7 +10,7 @@ import pytest
 import reference
 import small
 
-from pipelines.errors import ChunkLost, ExperimentError
+from pipelines.errors import ChunkLost
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
 
@@ -63,9 +63,11 @@ def test_a_test_set_is_scored_once_with_the_chosen_ridge(
     asked: list[tuple[bool, tuple[int, ...]]] = []
     predict = operators.predict
 
-    def watched(source: Any, rows: np.ndarray, columns: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    def watched(
+        source: Any, rows: np.ndarray, columns: np.ndarray, alpha: np.ndarray, site: Any
+    ) -> np.ndarray:
         asked.append((source.symmetric, alpha.shape))
-        return predict(source, rows, columns, alpha)
+        return predict(source, rows, columns, alpha, site)
 
     monkeypatch.setattr(operators, "predict", watched)
     other = small.Samples(samples.folder, seed=9)
@@ -173,15 +175,6 @@ def test_a_tile_lost_before_the_solve_is_named(samples: small.Samples, root: Pat
     file.write_bytes(file.read_bytes()[:-1])
     (tmp_path / "result").mkdir()
     with pytest.raises(ChunkLost, match="2/1 was damaged"):
-        fit.fit(one, made.pools, made.store, None, tmp_path / "result", method="cholesky")
+        fit.fit(one, made.pools, made.store, None, tmp_path / "result", choice=small.chosen())
     assert small.make(one, root).computed == {"train": 1}
-    fit.fit(one, made.pools, made.store, None, tmp_path / "result", method="cholesky")
-
-
-def test_eigen_in_float32_is_refused_before_the_solve(
-    samples: small.Samples, root: Path, tmp_path: Path
-) -> None:
-    """Protects a combination that would lose its accuracy: it is an error of the experiment."""
-    one = samples.experiment(solve={"method": "eigen", "dtype": "float32"})
-    with pytest.raises(ExperimentError, match="float"):
-        small.evaluate(one, root, tmp_path / "result", "eigen")
+    fit.fit(one, made.pools, made.store, None, tmp_path / "result", choice=small.chosen())

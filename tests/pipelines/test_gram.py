@@ -15,7 +15,7 @@ import small
 from kernels import general
 from kernels.base import Prepared
 from kernels.dot_product import DotProduct
-from pipelines import gram, leases, memory, plan, pools, provenance, tasks
+from pipelines import gram, leases, matrices, memory, pools, provenance, tasks
 from pipelines.errors import ChunkLost, NumericalError, StoreError
 from pipelines.stores import GramStore
 from pipelines.tiles import Rectangle
@@ -534,7 +534,7 @@ def test_nothing_is_computed_for_the_sake_of_the_other_output(samples: small.Sam
     jointly = samples.experiment(kernel=NTK)
     small.make(alone, root)
     resolved = pools.resolve(jointly)
-    kernel = plan.run_kernel(jointly)
+    kernel = matrices.run_kernel(jointly)
     assert len(kernel.outputs) == 2
-    assert all(not matrix.missing for matrix in plan.matrix_plans(jointly, resolved, kernel, root))
+    assert all(not matrix.missing for matrix in matrices.matrix_plans(jointly, resolved, kernel, root))
     assert small.make(jointly, root).computed == {"train": 0}

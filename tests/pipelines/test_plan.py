@@ -13,14 +13,14 @@ import small
 from kernels import native
 from kernels.base import KernelError
 from kernels.registry import from_description
-from pipelines import memory, plan, pools, solvers
-from pipelines.errors import DoesNotFit
+from pipelines import matrices, memory, plan, pools, solvers, speed
+from pipelines.errors import DataError, DoesNotFit, ExperimentError
 from pipelines.experiment import Experiment
 from pipelines.stores import folder_bytes
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
 
-SPEED = plan.Speed(entries=1e6, operations=1e9)
+SPEED = speed.Speed(entries=1e6, operations=1e9, worker=1e9, worker_single=2e9)
 NTK = {"kind": "fully-connected", "family": "ntk", "depth": 3}
 
 
@@ -154,7 +154,7 @@ def test_too_little_disk_says_how_much_and_where(
     samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Protects a disk from being filled: refused before start, with the root and what to do."""
-    one = samples.experiment()
+    one = samples.experiment(gram={"tiles": "stored"})
     needed = planned(one, root).disk_bytes
     monkeypatch.setattr(plan, "_disk_free", lambda where: needed)
     planned(one, root).check()
@@ -192,9 +192,9 @@ def test_the_disk_of_a_root_that_is_not_there_yet() -> None:
 )
 def test_calibration_times_this_machine(table: dict[str, Any], shape: tuple[int, ...]) -> None:
     """Protects expected time: positive speeds for kernels of any kind, and a quick answer for slow ones."""
-    speed = plan.calibrate(from_description(table), shape, "float32", seconds=0.01)
-    assert 0 < speed.entries < np.inf
-    assert 0 < speed.operations < np.inf
+    found = speed.calibrate(from_description(table), shape, "float32", seconds=0.01)
+    for rate in (found.entries, found.operations, found.worker, found.worker_single):
+        assert 0 < rate < np.inf
 
 
 IMAGES = {"kind": "convolutional", "layers": [{"patch": 3, "kernel": "relu"}]}
@@ -211,7 +211,7 @@ def test_of_a_tile_on_the_diagonal_image_kernels_take_a_triangle(samples: small.
 
 @pytest.mark.parametrize(
     ("path", "least"),
-    [("numpy", 1), ("compiled avx512", plan.GROUPED), ("compiled avx2, numpy", plan.GROUPED)],
+    [("numpy", 1), ("compiled avx512", speed.GROUPED), ("compiled avx2, numpy", speed.GROUPED)],
 )
 def test_calibration_blocks_are_as_wide_as_the_path_works(
     monkeypatch: pytest.MonkeyPatch, path: str, least: int
@@ -229,11 +229,11 @@ def test_calibration_blocks_are_as_wide_as_the_path_works(
     monkeypatch.setattr(type(kernel), "tile_sides", {"float32": 128, "float64": 128})
     monkeypatch.setattr(type(kernel), "path", lambda self, a: path)
     monkeypatch.setattr(type(kernel), "pair", pair)
-    plan.entries_per_second(kernel, (6, 6, 1), "float32", 10.0)
+    speed.entries_per_second(kernel, (6, 6, 1), "float32", 10.0)
     sizes = [1, 1, 2, 4, 8, 16, 32, 64, 128, 128]  # the first is not counted, the last is timed twice
     assert seen == [(n, max(n, least)) for n in sizes]
     seen.clear()
-    plan.entries_per_second(kernel, (6, 6, 1), "float32", 0.0)
+    speed.entries_per_second(kernel, (6, 6, 1), "float32", 0.0)
     assert seen == [(1, least)] * 2
 
 
@@ -241,13 +241,13 @@ def test_a_device_is_timed_with_whole_tiles(monkeypatch: pytest.MonkeyPatch) -> 
     """Protects expected time: few pairs would not fill a device, and nothing is done when a call returns."""
     kernel = from_description(IMAGES)
     events: list[Any] = []
-    monkeypatch.setattr(plan.device, "used", lambda: True)
-    monkeypatch.setattr(plan.device, "placed", lambda block: block)
-    monkeypatch.setattr(plan.device, "finish", lambda: events.append("finished"))
+    monkeypatch.setattr(speed.device, "used", lambda: True)
+    monkeypatch.setattr(speed.device, "placed", lambda block: block)
+    monkeypatch.setattr(speed.device, "finish", lambda: events.append("finished"))
     monkeypatch.setattr(
         type(kernel), "pair", lambda self, a, b: events.append(len(b)) or np.zeros((len(a), len(b)))
     )
-    plan.entries_per_second(kernel, (6, 6, 1), "float32", 0.0)
+    speed.entries_per_second(kernel, (6, 6, 1), "float32", 0.0)
     assert events == [16, "finished"] * 2  # tiles have a side of 16 here
 
 
@@ -264,19 +264,19 @@ def test_the_plan_says_which_code_will_run_and_why_none_quicker(
     images = planned(one, root)
     assert (images.path, images.path_remark) == ("numpy", "not built")
     both = {"kind": "sum", "terms": [IMAGES, {"kind": "scaled", "weight": 2.0, "term": IMAGES}]}
-    assert plan.path_of(from_description(both), (5, 5, 1), "float32") == ("numpy", "not built")
+    assert speed.path_of(from_description(both), (5, 5, 1), "float32") == ("numpy", "not built")
     turned = {**IMAGES, "kind": "roto-translation", "pooling_mode": "same"}
     # Where the plain kernel does the work, its obstacle is told; nothing is missing where no other path exists.
     for final, remark in (("orbit", "not built"), ("rot", "")):
         described = from_description({**turned, "final": final})
-        assert plan.path_of(described, (5, 5, 1), "float32") == ("numpy", remark)
+        assert speed.path_of(described, (5, 5, 1), "float32") == ("numpy", remark)
     monkeypatch.setenv("MEGAGRAM_KERNEL_PATH", "general")
     assert planned(one, root).path_remark == ""  # it was declined
     monkeypatch.setenv("MEGAGRAM_KERNEL_PATH", "compiled")
     with pytest.raises(KernelError, match="MEGAGRAM_KERNEL_PATH=compiled, but not built"):
         planned(one, root)
     monkeypatch.setenv("MEGAGRAM_KERNEL_PATH", "cuda")
-    monkeypatch.setattr(plan.device, "why_no_device", lambda: "no GPU here")
+    monkeypatch.setattr(speed.device, "why_no_device", lambda: "no GPU here")
     with pytest.raises(KernelError, match="MEGAGRAM_KERNEL_PATH=cuda, but no GPU here"):
         planned(one, root)
     assert not root.exists()
@@ -288,14 +288,104 @@ def test_workers_elsewhere_are_asked(samples: small.Samples, root: Path) -> None
 
     def ask(function: Any, *arguments: Any) -> Any:
         asked.append(function)
-        return ("a path", "a remark") if function is plan.path_of else 123.0
+        return ("a path", "a remark") if function is speed.path_of else 123.0 if len(arguments) > 1 else 1e9
 
     made = planned(samples.experiment(), root, ask=ask, speed=None, workers=1)
-    assert asked == [plan.path_of, plan.entries_per_second]
+    assert asked == [speed.path_of, speed.entries_per_second, *[speed.worker_operations] * 2]
     assert (made.path, made.path_remark) == ("a path", "a remark")
     assert made.gram_seconds == pytest.approx(
         sum(m.grid.entries(t) for m in made.matrices for t in m.missing) / 123
     )
+
+
+MACHINES = plan.Assumed("moon", 1e13, 2e13, 1e11, 1e12, 10**12, 10**15, 1e11)
+
+
+def test_recomputed_tiles_are_neither_counted_nor_stored(samples: small.Samples, root: Path) -> None:
+    """Protects the plan of what takes products alone: no tile, the operations of every pass, no bytes for tiles."""
+    one = samples.experiment(gram={"tiles": "recomputed"}, solve={"method": "conjugate-gradient"})
+    made = planned(one, root)
+    assert (made.matrices, made.tiles_missing, made.gram_seconds) == ((), 0, 0)
+    assert made.recomputed
+    assert made.disk_bytes == made.features_bytes + made.solve_disk_bytes
+    passes = made.choice.estimate.passes
+    one_pass = one.kernel_object.cost(16, 16, (5,), 8).operations * (40 * 41 / 2) / 16**2
+    assert made.cost.operations == pytest.approx(passes * one_pass, rel=1e-3)
+    assert made.solve_seconds > passes * (40 * 41 / 2) / SPEED.entries / 2
+    assert made.json()["gram_tiles"] == "recomputed"
+    needed = made.solve_worker_bytes
+    planned(one, root, worker_bytes=needed).check()
+    with pytest.raises(DoesNotFit, match="worker needs"):
+        planned(one, root, worker_bytes=needed // 2).check()
+
+
+def test_the_disk_of_a_factor_is_planned(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects an out-of-core solve from a full disk hours later."""
+    made = planned(samples.experiment(solve={"method": "tiled-cholesky"}), root)
+    assert made.solve_disk_bytes == 2048**2 * 8 + 4
+    monkeypatch.setattr(plan, "_disk_free", lambda where: made.disk_bytes - 1)
+    with pytest.raises(DoesNotFit, match="the stores need"):
+        planned(samples.experiment(solve={"method": "tiled-cholesky"}), root).check()
+
+
+def test_assumed_machines_are_neither_timed_nor_mistaken_for_this_one(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects a plan for a cluster that is not there: its rates, memory and disk alone, and said to be assumed."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("this machine was asked")
+
+    for name in ("calibrate", "path_of", "read_rate", "_disk_free"):
+        monkeypatch.setattr(plan, name, refuse)
+    monkeypatch.setattr(memory, "available_bytes", refuse)
+    one = samples.experiment()
+    made = planned(one, root, speed=None, workers=64, assumed=MACHINES)
+    assert (made.assumed, made.json()["assumed"]) == ("moon", "moon")
+    assert (made.driver_limit, made.disk_free) == (10**12, 10**15)
+    cost = one.kernel_object.cost(16, 16, (5,), 8)
+    seconds = (cost.operations / 1e13 + cost.transcendentals / 1e11) / 16**2
+    entries = sum(m.missing_entries for m in made.matrices)
+    assert made.gram_seconds == pytest.approx(entries * seconds / 64)
+
+
+def test_millions_of_samples_are_planned_without_walking_through_their_tiles(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects n = 5,000,000: tiles are counted by blocks of samples, and no set of them is made."""
+    monkeypatch.setattr(
+        matrices, "_tiles", lambda mask: (_ for _ in ()).throw(AssertionError("tiles were listed"))
+    )
+    for solve in ({"method": "conjugate-gradient"}, {"method": "tiled-cholesky"}, {}):
+        made = planned(samples.experiment(solve=solve), root)
+        made.check()
+        assert made.json()["fits"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "said"),
+    [
+        (lambda y: 0 * y, "classification", "one class"),
+        (lambda y: np.where(np.arange(len(y)) == 3, np.nan, y), "regression", "NaN or infinite"),
+        (lambda y: np.array([f"class {k}" for k in range(len(y))]), None, "fewer than 72 classes"),
+    ],
+    ids=["one class", "NaN", "fewer samples than classes"],
+)
+def test_targets_that_cannot_be_trained_on_are_refused_before_any_work(
+    samples: small.Samples, root: Path, labels: Any, task: str | None, said: str
+) -> None:
+    """Protects hours of tiles from an error at their end."""
+    np.save(samples.folder / "y.npy", labels(np.load(samples.folder / "y.npy")))
+    with pytest.raises(DataError, match=said):
+        planned(samples.experiment(task=task), root)
+    assert not root.exists()
+
+
+def test_more_centres_than_samples_are_refused_before_any_work(samples: small.Samples, root: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"solve\.centres = 41 are more than the 40 training samples"):
+        planned(samples.experiment(solve={"method": "nystrom", "centres": 41}), root)
 
 
 def test_more_workers_and_faster_machines_take_less_time(samples: small.Samples, root: Path) -> None:
@@ -303,7 +393,7 @@ def test_more_workers_and_faster_machines_take_less_time(samples: small.Samples,
     one = samples.experiment()
     slow = planned(one, root, workers=1)
     assert planned(one, root, workers=4).gram_seconds == pytest.approx(slow.gram_seconds / 4)
-    fast = replace(SPEED, operations=10 * SPEED.operations)
+    fast = replace(SPEED, operations=10 * SPEED.operations, read=10 * SPEED.read)
     assert planned(one, root, speed=fast).solve_seconds == pytest.approx(slow.solve_seconds / 10)
 
 

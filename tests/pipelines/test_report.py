@@ -346,6 +346,43 @@ def test_no_test_set_is_said(tmp_path):
     assert all("Test" not in row[0] for row in report.terminal_table(result)[1])
 
 
+def test_generalised_cross_validation_is_shown_as_leave_one_out_is(tmp_path):
+    """Protects ``select = "gcv"``: how the ridge was chosen, its score, and that of every ridge."""
+    result = a_result("gcv")
+    evaluation = result["evaluation"]
+    for k, entry in enumerate(evaluation["path"]):
+        entry |= {"validation": None, "gcv": accuracy(80.25 + k)}
+    evaluation |= {"validation": None, "gcv": evaluation["path"][2]["gcv"]}
+    text = to_markdown(report.page(result))
+    assert "chosen by generalised cross-validation on the training samples" in text
+    assert "GCV accuracy" in text
+    assert all(f"{80.25 + k}" in text for k in range(4))
+
+
+def test_recomputed_tiles_and_estimated_dimensions_are_said_to_be_so():
+    """Protects from reading an estimate as exact, and from looking for a matrix that nobody stored."""
+
+    def marked(result: dict[str, Any]) -> int:
+        return len(re.findall(r"≈\s12\.5", to_markdown(report.page(result))))
+
+    result = a_result()
+    assert not marked(result)
+    result["evaluation"]["path"][1]["notes"] = ["effective dimension estimated with 32 random probes"]
+    assert marked(result) == 1
+    result["solver"]["method"] = "conjugate-gradient"
+    result["gram"] |= {
+        "stores": [],
+        "tiles_computed": 0,
+        "tiles_reused": 0,
+        "paths": {},
+        "recomputed": "numpy",
+    }
+    text = to_markdown(report.page(result))
+    assert marked(result) == 4
+    assert "No tile was stored" in text
+    assert ["Tiles made by", "numpy", ""] in report.terminal_table(result)[1]
+
+
 def test_edge_of_the_grid_is_pointed_out():
     """Protects against trusting a ridge that a wider grid might better."""
     result = a_result()

@@ -32,7 +32,7 @@ def test_every_shipped_experiment_is_valid(name):
 
 def test_all_promised_names_are_shipped():
     """Protects the list of names that the documentation gives."""
-    wanted = {"quickstart", "digits-depth", "digits-convolutional", "digits-turned"}
+    wanted = {"quickstart", "digits-depth", "digits-convolutional", "digits-turned", "mnist-shifted-100k"}
     for study, models in MODELS.items():
         sizes = SIZES if study.startswith("cifar10") else ("", "-10k")
         wanted |= {f"{name}{size}" for name in (study, *models) for size in sizes}
@@ -107,3 +107,18 @@ def test_mnist_protocol_is_the_published_one():
     )
     assert not one.solve.refit
     assert [round(math.log10(ridge)) for ridge in one.solve.ridges] == list(range(0, -9, -1))
+
+
+def test_shifted_digits_are_solved_without_a_stored_matrix():
+    """Protects the run of 100,000: the digits of mnist-rf-2 twice, one ridge, held digits that are not moved."""
+    (one,) = experiment.load("mnist-shifted-100k").experiments
+    (plain,) = experiment.load("mnist-rf-2").experiments
+    assert one.kernel_object == plain.kernel_object
+    assert one.data == plain.data.model_copy(update={"shifts": 1})
+    assert (one.gram.tiles, one.solve.method, one.solve.tolerance) == (
+        "recomputed",
+        "conjugate-gradient",
+        1e-4,
+    )
+    assert one.solve.ridges == (1e-7,)
+    assert experiment.load("mnist-shifted-100k", ["data.shifts=99"]).experiments[0].data.shifts == 99

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.errors import DataError, DoesNotFit, ExperimentError, NumericalError
+from pipelines.errors import DataError, ExperimentError, NumericalError
 from pipelines.operators import GramOperator
-from pipelines.solvers import Cholesky, Eigen, Solver, Status, choose, solve_bytes
+from pipelines.solvers import Cholesky, Eigen, Solver, Status
 from pipelines.solvers import cholesky as cholesky_module
-from pipelines.solvers.base import extreme_eigenvalues, refine, rounding_level
+from pipelines.solvers.base import ACCURATE, extreme_eigenvalues, refine, rounding_level
+from pipelines.solvers.mixed import MixedCholesky
+from pipelines.solvers.tiled_cholesky import DOUBLE, SINGLE
 
 RIDGES = (1.0, 1e-2, 1e-4, 1e-6)
 
@@ -379,55 +381,33 @@ def test_bad_options_are_refused(options: dict) -> None:
         Cholesky(**options)
 
 
+def test_mixed_precision_turns_to_double_where_single_is_not_enough() -> None:
+    """Large ridges are solved with a float32 factor; from the first that it is too coarse for, with a float64 one."""
+    Q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 60)))
+    K, Y = (Q * np.logspace(0, -10, 60)) @ Q.T, targets(60)
+    K = (K + K.T) / 2
+    ridges = (1e-2, 1e-11, 1e-1)
+    found = solutions(MixedCholesky(), K, Y, ridges)
+    exact = solutions(Cholesky(), K, Y, ridges)
+    for mine, theirs, note in zip(found, exact, (SINGLE, DOUBLE, SINGLE), strict=True):
+        assert mine.ridge == theirs.ridge
+        assert mine.residual <= ACCURATE
+        assert note in mine.notes
+        np.testing.assert_allclose(K @ mine.alpha, K @ theirs.alpha, atol=1e-6)
+    left_out = solutions(MixedCholesky(loo=True), K, Y, (1e-2,))[0]
+    assert DOUBLE in left_out.notes
+    np.testing.assert_array_equal(left_out.loo, solutions(Cholesky(loo=True), K, Y, (1e-2,))[0].loo)
+
+
+def test_equal_samples_and_a_ridge_below_rounding_end_in_a_named_error() -> None:
+    """Protects from garbage: an indefinite matrix is named with its ridge, its eigenvalue and what to do."""
+    K = np.ones((40, 40)) - 1e-3 * np.eye(40)
+    for solver in (Cholesky(), Eigen(), MixedCholesky()):
+        with pytest.raises(NumericalError, match=r"at ridge 1e-12 .* take a ridge of at least"):
+            solutions(solver, K, targets(40), (1e-12,))
+
+
 def test_solutions_are_immutable() -> None:
     (solution,) = solutions(Cholesky(), gram_matrix(5), targets(5), (1.0,))
     with pytest.raises(dataclasses.FrozenInstanceError):
         solution.ridge = 2.0
-
-
-PLENTY = 10**12
-
-
-def pick(method: str = "auto", **changes) -> tuple:
-    options = {"n": 1000, "ridges": [1e-3], "loo": False, "dtype": "float64", "memory_bytes": PLENTY}
-    return choose(method, **(options | changes))
-
-
-def test_auto_takes_the_cheaper_method_that_fits() -> None:
-    assert isinstance(pick()[0], Cholesky)
-    many = [10.0**-k for k in range(12)]
-    assert isinstance(pick(ridges=many)[0], Cholesky)
-    solver, reason = pick(ridges=many, loo=True)
-    assert isinstance(solver, Eigen)
-    assert "path of 12 with leave-one-out" in reason
-    tight = solve_bytes("eigen", 1000, "float64") - 1
-    solver, reason = pick(ridges=many, loo=True, memory_bytes=tight)
-    assert isinstance(solver, Cholesky)
-    assert solver.loo
-    assert "would need" in reason
-    assert isinstance(pick(ridges=many, loo=True, dtype="float32")[0], Cholesky)
-
-
-def test_named_method_and_options_are_passed_on() -> None:
-    solver, reason = pick("eigen", jitter=1e-8, absolute=True, loo=True)
-    assert solver == Eigen("float64", 1e-8, True, True)
-    assert "asked for" in reason
-
-
-def test_what_does_not_fit_is_refused_with_what_would() -> None:
-    need = solve_bytes("cholesky", 1000, "float64")
-    with pytest.raises(DoesNotFit, match=r'solve\.dtype = "float32"'):
-        pick(memory_bytes=need - 1)
-    with pytest.raises(DoesNotFit, match=r'solve\.method = "cholesky"'):
-        pick("eigen", memory_bytes=need)
-    with pytest.raises(DoesNotFit, match="fewer training samples"):
-        pick(memory_bytes=1000)
-
-
-def test_unknown_methods_and_single_precision_eigen_are_refused() -> None:
-    with pytest.raises(ExperimentError, match=r"solve\.method must be one of auto, cholesky, eigen"):
-        pick("lu")
-    with pytest.raises(ExperimentError, match="float64 alone"):
-        pick("eigen", dtype="float32")
-    with pytest.raises(ExperimentError, match=r"solve\.ridges"):
-        pick(ridges=[])

@@ -11,7 +11,7 @@ import small
 
 from pipelines import leases, results
 from pipelines.errors import StoreError
-from pipelines.stores import GramStore
+from pipelines.stores import FactorStore, GramStore
 from pipelines.verify import Verified, verify, verify_rows
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
@@ -163,3 +163,26 @@ def test_rows_of_the_table_fit_its_header() -> None:
     """Protects the table of the command line: one cell for each of its columns."""
     (row,) = verify_rows([Verified("s", "gram", chunks=3, bad=["x"], missing=["y", "z"])])
     assert row[:4] == ["s", 3, 2, 1]
+
+
+def test_a_factor_is_read_like_a_matrix(root: Path) -> None:
+    """Protects ``verify`` of a whole root: tiles of an unfinished solve's factor, the upper triangle not missed."""
+    factor = FactorStore.open_or_create(root, {"of": "a" * 24, "shift": 1.0}, 40, "float64", 16)
+    for tile in ((0, 0), (1, 0), (1, 1)):
+        factor.write_tile(tile, np.ones((16, 16)))
+    (found,) = verify(root)
+    assert (found.chunks, found.absent, found.bad) == (3, 3, [])
+    factor.chunk("factor", (1, 0)).write_bytes(b"")
+    (found,) = verify(root, repair=True)
+    assert [line.split(": ")[1] for line in found.bad] == ["tile 1/0"]
+    assert not factor.chunk("factor", (1, 0)).exists()
+
+
+def test_the_folder_of_a_solve_that_was_half_removed_is_swept(root: Path) -> None:
+    """Protects the disk from what a killed ``store clean`` left."""
+    FactorStore.open_or_create(root, {"of": "a" * 24, "shift": 1.0}, 40, "float64", 16)
+    gone = root / "solves" / f".{'b' * 24}.removed"
+    gone.mkdir(parents=True)
+    assert verify(root)[-1].temporaries == 1
+    assert verify(root, repair=True)[-1].swept == 1
+    assert not gone.exists()

@@ -1,0 +1,165 @@
+"""Preconditioned conjugate gradients for all targets and all ridges together, with nothing of size n x n (SPEC R6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..memory import peak_bytes
+from ..operators import GramOperator
+from .base import (
+    Progress,
+    Solution,
+    check_ridges,
+    check_targets,
+    jitter_notes,
+    require_finite,
+    shifts,
+    unwatched,
+)
+from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
+from .iterations import State, Systems
+from .preconditioner import ARRAYS, Preconditioner, load, randomised_nystrom, save
+
+
+@dataclass(frozen=True)
+class ConjugateGradientState:
+    """What does not depend on the targets. folder: of the operator's site; inputs: a digest of what this is for."""
+
+    operator: GramOperator
+    ridges: tuple[float, ...]
+    shifts: tuple[float, ...]
+    jitter: float
+    preconditioner: Preconditioner
+    folder: Path | None
+    inputs: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ConjugateGradient(Iterative):
+    """Conjugate gradients on (K + n*lambda*I) alpha = Y, one product with K an iteration for the whole path.
+
+    Every ridge and target is a system with step lengths of its own, which drops out when it has converged.
+    rank_bytes: memory that making the preconditioner may take.
+    """
+
+    rank_bytes: int = 2**30
+
+    def factor(self, K: GramOperator, ridges: Sequence[float]) -> ConjugateGradientState:
+        """Make the preconditioner, or find it in the operator's site.
+
+        Raises:
+            ExperimentError: no ridge, or one that is not finite and positive.
+        """
+        values = check_ridges(ridges)
+        started = perf_counter()
+        diagonal = K.diag()
+        added, jitter = shifts(values, diagonal, self.jitter, self.absolute)
+        folder = K.site.folder if K.site is not None else None
+        inputs = digest(K.rows, diagonal, np.array(added), str((self.rank_bytes, self.seed)))
+        path = folder / f"preconditioner-{inputs}.npz" if folder is not None else None
+        made = load(path, K.n) if path is not None else None
+        if made is None:
+            trace = float(np.abs(diagonal).sum())
+            made = randomised_nystrom(K, added, trace, self.rank_bytes, self.seed)
+            if path is not None:
+                save(path, made)
+        seconds = perf_counter() - started
+        return ConjugateGradientState(K, values, added, jitter, made, folder, inputs, seconds)
+
+    def solve(
+        self, state: ConjugateGradientState, Y: ArrayLike, progress: Progress = unwatched
+    ) -> tuple[Solution, ...]:
+        """One solution per ridge for (n,) or (n, t) targets; goes on from what the operator's site holds.
+
+        A solution's status is ``solved`` where the residual measured on the operator is at most ``tolerance``, else
+        ``not converged``, and a note says why.
+
+        Raises:
+            DataError: targets of another shape, or not finite.
+        """
+        K, targets = state.operator, check_targets(Y, state.operator.n)
+        t = targets.shape[1]
+        probes = self.signs(K.n)
+        right = np.concatenate((targets.T, probes))
+        added = np.array(state.shifts)
+        systems = Systems(
+            lambda V, groups: _times(K, V) + added[groups, None] * V,
+            lambda R, groups: state.preconditioner.solve(R, added[groups]),
+            np.broadcast_to(right, (len(added), *right.shape)),
+            self.tolerances(t),
+            t,
+        )
+        inputs = self.inputs(state.inputs, targets)
+        folder = state.folder / f"iterations-{inputs}" if state.folder is not None else None
+
+        def finish(iteration: State, group: int) -> Solution:
+            rows = slice(group * len(right), group * len(right) + t)
+            alpha = np.ascontiguousarray(iteration.X[rows].T)
+            require_finite(alpha, state.ridges[group])
+            shift, residual = state.shifts[group], float(iteration.residual[group])
+            return Solution(
+                alpha=alpha,
+                ridge=state.ridges[group],
+                shift=shift,
+                status=self.status(residual),
+                residual=residual,
+                iterations=int(iteration.iterations[group]),
+                effective_dimension=_effective_dimension(state, systems, iteration, group),
+                seconds=float(iteration.seconds[group]) + state.seconds / len(state.ridges),
+                peak_bytes=peak_bytes(),
+                jitter=state.jitter,
+                notes=(
+                    *jitter_notes(state.jitter),
+                    state.preconditioner.note(shift),
+                    *self.why_not(iteration, group, "solve.rank_bytes"),
+                ),
+            )
+
+        return self.solve_path(systems, state.ridges, folder, finish, progress)
+
+
+def _effective_dimension(
+    state: ConjugateGradientState, systems: Systems, iteration: State, group: int
+) -> float | None:
+    """tr K (K + shift I)^-1: of the preconditioner's approximation exactly, of the rest by the probes (Hutchinson).
+
+    None where the probes were not solved.
+    """
+    rows = systems.probe_rows(group)
+    if not systems.solved(iteration, rows):
+        return None
+    n, shift, known = state.operator.n, state.shifts[group], state.preconditioner
+    probes = systems.right[group, systems.measured :]
+    inverse = np.einsum("kn,kn->k", probes, iteration.X[rows])
+    rest = n - shift * inverse - known.quadratic_forms(probes, shift)
+    return min(max(known.effective_dimension(shift) + float(rest.mean()), 0.0), float(n))
+
+
+def _times(K: GramOperator, V: np.ndarray) -> np.ndarray:
+    """K applied to the rows of V (k, n)."""
+    return np.ascontiguousarray(K.matmul(V.T).T)
+
+
+def driver_bytes(n: int, targets: int, ridges: int, rank_bytes: int) -> int:
+    """Bytes that the driver holds at its peak: making the preconditioner, or iterating with it."""
+    systems = ridges * (targets + PROBES) * n * 8
+    return max(rank_bytes, SYSTEM_ARRAYS * systems + rank_bytes // ARRAYS)
+
+
+def checkpoint_bytes(n: int, targets: int, ridges: int, rank_bytes: int) -> int:
+    """Bytes on the disk: the state (an old one beside a new one), the preconditioner, the solutions."""
+    columns = ridges * (targets + PROBES)
+    return (6 * columns + ridges * targets) * n * 8 + rank_bytes // ARRAYS
+
+
+def iteration_operations(n: int, targets: int, ridges: int, rank: int) -> float:
+    """Floating-point operations of one iteration of the whole path: the product, and the preconditioner."""
+    columns = ridges * (targets + PROBES)
+    return columns * (2.0 * n * n + 4.0 * n * rank)

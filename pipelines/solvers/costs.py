@@ -1,0 +1,268 @@
+"""What each solver would take: seconds, memory of the driver and of a worker, disk; and what stands against it.
+
+All figures are models: operations at the measured rate of a product, bytes at that of the disk, and a number of
+iterations that is only known afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..memory import WORKER_BASE_BYTES
+from ..products import SQUARE
+from ..speed import Speed
+from ..wording import bytes_text
+from . import conjugate_gradient, tiled_cholesky
+from . import nystrom as falkon
+from .iterated import PROBES
+from .preconditioner import ARRAYS
+from .tiled_cholesky import TiledCholesky
+
+EIGEN_COST = 18.0
+"""Time of an eigendecomposition in units of one Cholesky factor; measured 18.1 at n = 2000, one thread."""
+
+VECTOR_COLUMNS = 64
+"""Columns of n float64 beside the matrices: targets, coefficients, residuals, probes."""
+
+TILED_EFFICIENCY = 0.8
+"""Of the rate of a product, what a tiled factor reaches."""
+
+ITERATIONS = 40
+"""Of conjugate gradients with a preconditioner of the rank that R6 asks for; more where that takes too much memory."""
+
+FALKON_ITERATIONS = 30
+
+SKETCH_PASSES = 4
+"""Passes over the matrix that make the preconditioner: its rank is doubled so often."""
+
+RANK = 1024
+"""Of the preconditioner, where memory lets it be; halved until it does."""
+
+LEAST_RANK = 64
+
+DISK = "disk"
+
+TASK_SECONDS = 4e-3
+"""What it takes the driver to hand out one task, to hear of its end and to add what it found."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be solved, and what of its matrix is there.
+
+    n: training samples; columns: of the targets; ridges: how many. tiles: as in ``[gram]``. loo, refit: whether
+    they are asked for. dtype: of a factor. itemsize, side: of the matrix's tiles. missing_entries,
+    missing_bytes: of the tiles to be computed and stored first, where they are stored. predicted: entries of the
+    blocks for validation and test samples. recomputable: whether tiles can be computed more than once. centres:
+    of Nystrom, or 0.
+    """
+
+    n: int
+    columns: int
+    ridges: int
+    tiles: str = "auto"
+    loo: bool = False
+    refit: bool = False
+    dtype: str = "float64"
+    itemsize: int = 4
+    side: int = 2048
+    missing_entries: int = 0
+    missing_bytes: int = 0
+    predicted: int = 0
+    recomputable: bool = True
+    centres: int = 0
+    max_iterations: int = 0
+
+
+@dataclass(frozen=True)
+class Means:
+    """What there is to solve with: workers, bytes that the driver and each worker may hold, disk, rates."""
+
+    workers: int
+    driver_bytes: int
+    worker_bytes: int
+    disk_free: int
+    speed: Speed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One way to solve. tiles: "stored" or "recomputed". matrix_seconds: to compute the tiles that are stored first.
+    seconds: of the solve; task_seconds: of these, what the driver takes to hand out tasks. passes: over a recomputed
+    matrix. rank_bytes: for making a preconditioner. obstacle: why it cannot be, or nothing.
+    """
+
+    method: str
+    tiles: str
+    matrix_seconds: float
+    seconds: float
+    driver_bytes: int
+    worker_bytes: int
+    disk_bytes: int
+    passes: int = 0
+    rank_bytes: int = 0
+    task_seconds: float = 0.0
+    obstacle: str = ""
+
+    @property
+    def lacks_disk_alone(self) -> bool:
+        return f" of {DISK}, " in self.obstacle
+
+    @property
+    def total_seconds(self) -> float:
+        return self.matrix_seconds + self.seconds
+
+    @property
+    def name(self) -> str:
+        return self.method if self.tiles == "stored" else f"{self.method} with recomputed tiles"
+
+
+def solve_bytes(method: str, n: int, dtype: str) -> int:
+    """Bytes that a method in memory ("cholesky" or "eigen") holds at its peak for a path of any length.
+
+    The process itself and one tile come on top.
+    """
+    matrices = {"cholesky": 1, "eigen": 2}[method]
+    return matrices * n * n * np.dtype(_wide(dtype)).itemsize + VECTOR_COLUMNS * n * 8
+
+
+def estimates(problem: Problem, means: Means) -> Iterator[Estimate]:
+    """Every way to solve a problem exactly, in the order in which the first of two alike is preferred."""
+    yield _in_memory("cholesky", problem, means)
+    yield _in_memory("eigen", problem, means)
+    yield _tiled(problem, means)
+    for tiles in ("stored", "recomputed"):
+        yield _iterative("conjugate-gradient", problem, means, tiles)
+
+
+def nystrom(problem: Problem, means: Means) -> Iterator[Estimate]:
+    """The ways to solve with centres, which is another model."""
+    for tiles in ("stored", "recomputed"):
+        yield _iterative("nystrom", problem, means, tiles)
+
+
+def _in_memory(method: str, problem: Problem, means: Means) -> Estimate:
+    n, speed = problem.n, means.speed
+    factor = n**3 / 3 / speed.operations
+    if problem.dtype == "float32":
+        factor /= 2
+    # Leave-one-out inverts each factor, at the price of another.
+    count = problem.ridges * (2 if problem.loo else 1)
+    factors = (EIGEN_COST if method == "eigen" else count) + (1 if problem.refit else 0)
+    needed = solve_bytes(method, n, problem.dtype)
+    seconds = factor * factors + _read_seconds(problem, means, 1)
+    return _stored(method, problem, means, seconds, needed, 0, 0)
+
+
+def _tiled(problem: Problem, means: Means) -> Estimate:
+    n, speed, side = problem.n, means.speed, TiledCholesky.side
+    itemsize = np.dtype(_wide(problem.dtype)).itemsize
+    rate = speed.worker_single if problem.dtype == "float32" else speed.worker
+    arithmetic = tiled_cholesky.operations(n) / (rate * TILED_EFFICIENCY * means.workers)
+    on_disk = tiled_cholesky.factor_bytes(n, side, itemsize)
+    cache = tiled_cholesky.cache_bytes(n, side, itemsize, means.worker_bytes)
+    needed = tiled_cholesky.worker_bytes(n, side, itemsize, cache, problem.side**2 * problem.itemsize)
+    # Of each column of tiles all finished ones to the left are read again, but for what the workers have kept.
+    kept = min(1.0, means.workers * cache / on_disk)
+    read = (1 - kept) * n**3 / (6 * side) * itemsize / speed.read
+    tasks = math.ceil(n / side) ** 2 / 2 * TASK_SECONDS
+    one = arithmetic + read + 3 * on_disk / speed.read + tasks + _read_seconds(problem, means, 2)
+    seconds = one * (problem.ridges + (1 if problem.refit else 0))
+    driver = tiled_cholesky.driver_bytes(n, problem.columns)
+    found = _stored("tiled-cholesky", problem, means, seconds, driver, needed, on_disk)
+    return replace(found, task_seconds=tasks * (problem.ridges + (1 if problem.refit else 0)))
+
+
+def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estimate:
+    n, speed, workers = problem.n, means.speed, means.workers
+    systems = problem.ridges * (problem.columns + PROBES)
+    rank_bytes = 0
+    if method == "nystrom":
+        m = problem.centres
+        # Tiles are whole: centres drawn at random lie in nearly all of them.
+        entries = n * min(n, m * problem.side)
+        passes = min(FALKON_ITERATIONS, problem.max_iterations or FALKON_ITERATIONS) + 3
+        iteration = falkon.iteration_operations(n, m, problem.columns, problem.ridges)
+        arithmetic = passes * iteration / speed.worker
+        driver = falkon.driver_bytes(m, problem.columns, problem.ridges, n) + VECTOR_COLUMNS * n * 8
+        disk = 6 * systems * m * 8
+    else:
+        entries = n * (n + 1) // 2
+        iterations = min(ITERATIONS, problem.max_iterations or ITERATIONS)
+        passes = iterations + SKETCH_PASSES + 1
+        rank = rank_of(problem, means)
+        rank_bytes = ARRAYS * n * rank * 8
+        arithmetic = (
+            iterations
+            * conjugate_gradient.iteration_operations(n, problem.columns, problem.ridges, rank)
+            / speed.worker
+            + 2.0 * n * n * rank / speed.worker_single
+        )
+        driver = conjugate_gradient.driver_bytes(n, problem.columns, problem.ridges, rank_bytes)
+        disk = conjugate_gradient.checkpoint_bytes(n, problem.columns, problem.ridges, rank_bytes)
+    repeated = 2 if problem.refit else 1
+    tasks = repeated * passes * max(1, entries // SQUARE**2) * TASK_SECONDS
+    worker = WORKER_BASE_BYTES + 3 * problem.side**2 * 8 + 2 * SQUARE * systems * 8
+    solve = repeated * arithmetic / workers + tasks
+    if tiles == "recomputed":
+        solve += (repeated * passes * entries + problem.predicted) / speed.entries / workers
+        found = Estimate(method, tiles, 0.0, solve, driver, worker, disk, passes * repeated, rank_bytes)
+        return replace(found, task_seconds=tasks, obstacle=_obstacle(found, problem, means))
+    solve += repeated * passes * entries * problem.itemsize / speed.read
+    found = _stored(method, problem, means, solve, driver, worker, disk)
+    return replace(found, rank_bytes=rank_bytes, task_seconds=tasks)
+
+
+def rank_of(problem: Problem, means: Means) -> int:
+    """Largest rank of a preconditioner, a power of two, whose making takes at most half of the driver's memory."""
+    rank = RANK
+    while rank > LEAST_RANK and (
+        ARRAYS * problem.n * rank * 8 > means.driver_bytes / 2 or rank > 2 * problem.n
+    ):
+        rank //= 2
+    return rank
+
+
+def _stored(
+    method: str, problem: Problem, means: Means, seconds: float, driver: int, worker: int, disk: int
+) -> Estimate:
+    """A way to solve with the stored matrix."""
+    matrix = problem.missing_entries / means.speed.entries / means.workers
+    found = Estimate(method, "stored", matrix, seconds, driver, worker, disk + problem.missing_bytes)
+    return replace(found, obstacle=_obstacle(found, problem, means))
+
+
+def _obstacle(one: Estimate, problem: Problem, means: Means) -> str:
+    """What stands against a way to solve: what was asked for, or memory, or disk."""
+    if one.tiles == "recomputed" and not problem.recomputable:
+        return "a precomputed matrix is not recomputed"
+    if problem.loo and one.method not in ("cholesky", "eigen"):
+        return "has no leave-one-out"
+    if problem.tiles not in ("auto", one.tiles):
+        return f'gram.tiles = "{problem.tiles}"'
+    if problem.dtype != "float64" and one.method in ("eigen", "conjugate-gradient", "nystrom"):
+        return "works in float64 alone"
+    if one.driver_bytes > means.driver_bytes:
+        return _lacking("memory", one.driver_bytes, means.driver_bytes)
+    if one.worker_bytes > means.worker_bytes:
+        return f"a worker {_lacking('memory', one.worker_bytes, means.worker_bytes)}"
+    if one.disk_bytes > means.disk_free:
+        return _lacking(DISK, one.disk_bytes, means.disk_free)
+    return ""
+
+
+def _lacking(what: str, needed: int, there: int) -> str:
+    return f"needs {bytes_text(needed)} of {what}, there are {bytes_text(there)}"
+
+
+def _read_seconds(problem: Problem, means: Means, passes: int) -> float:
+    """To read the stored matrix so many times."""
+    return passes * problem.n * (problem.n + 1) / 2 * problem.itemsize / means.speed.read
+
+
+def _wide(dtype: str) -> str:
+    return "float64" if dtype == "mixed" else dtype

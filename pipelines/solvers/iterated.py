@@ -1,0 +1,166 @@
+"""What the iterative solvers share: options, resuming, the solved ridges they keep, and why one did not converge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ExperimentError
+from .base import Progress, Solution, Status
+from .checkpoints import Checkpoints
+from .iterations import ENDED, MEASURING, State, Systems, iterate
+
+PROBES = 4
+"""Random right-hand sides that are solved along for the effective dimension."""
+
+PROBE_TOLERANCE = 1e-3
+"""Their relative residual: the error that it makes in z^T A^-1 z is its square."""
+
+SYSTEM_ARRAYS = 7
+"""(ridges * columns, n) float64 arrays at the peak: three of the state, directions, products, two of scratch."""
+
+STATE_FILE = "iterations.npz"
+
+Finish = Callable[[State, int], Solution]
+"""The solution of group k of an iteration that has ended there."""
+
+
+@dataclass(frozen=True)
+class Iterative:
+    """Options that the iterative solvers share.
+
+    tolerance: relative residual (Frobenius over the targets) at which a ridge is solved. max_iterations: of a ridge.
+    seed: of everything that is drawn. checkpoint_seconds: between saves of the iteration; one is also made when a
+    ridge ends. jitter, absolute: as in ``DirectSolver``.
+    """
+
+    tolerance: float = 1e-6
+    max_iterations: int = 1000
+    seed: int = 0
+    checkpoint_seconds: float = 180.0
+    jitter: float = 0.0
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ExperimentError(f"solve.tolerance must be between 0 and 1, got {self.tolerance}")
+        if self.max_iterations < 1:
+            raise ExperimentError(f"solve.max_iterations must be at least 1, got {self.max_iterations}")
+        if not (np.isfinite(self.jitter) and self.jitter >= 0):
+            raise ExperimentError(f"solve.jitter must be finite and not negative, got {self.jitter}")
+
+    def status(self, residual: float) -> Status:
+        return Status.SOLVED if residual <= self.tolerance else Status.NOT_CONVERGED
+
+    def tolerances(self, targets: int) -> np.ndarray:
+        """(targets + PROBES,) relative residuals that the systems of a ridge are solved to."""
+        probes = np.full(PROBES, max(PROBE_TOLERANCE, self.tolerance))
+        return np.concatenate((np.full(targets, self.tolerance), probes))
+
+    def signs(self, n: int) -> np.ndarray:
+        """(PROBES, n) random signs (Hutchinson)."""
+        return np.random.default_rng(self.seed).choice((-1.0, 1.0), size=(PROBES, n))
+
+    def inputs(self, *parts: np.ndarray | str) -> str:
+        """Names the checkpoints of a solve, given all that it depends on beside these options."""
+        return digest(*parts, str((self.tolerance, self.max_iterations, self.seed)))
+
+    def why_not(self, state: State, group: int, advice: str) -> tuple[str, ...]:
+        """Why a ridge ended above the residual asked for, if it did; advice: what to raise beside iterations."""
+        if state.residual[group] <= self.tolerance:
+            return ()
+        reached = f"the relative residual {state.residual[group]:.1e} is above {self.tolerance:g}: "
+        if state.curvature[group] <= 0:
+            return (
+                f"{reached}the matrix is not positive definite (a direction of curvature "
+                f"{state.curvature[group]:.2g} was met); take a larger ridge, or store the matrix in float64",
+            )
+        if state.iterations[group] >= self.max_iterations:
+            return (
+                f"{reached}{self.max_iterations} iterations were done; raise solve.max_iterations or {advice}, "
+                "or take a larger ridge",
+            )
+        return (f"{reached}rounding lets it fall no further; take a larger ridge or solve.tolerance",)
+
+    def solve_path(
+        self,
+        systems: Systems,
+        ridges: Sequence[float],
+        folder: Path | None,
+        finish: Finish,
+        progress: Progress,
+    ) -> tuple[Solution, ...]:
+        """Iterate, one group a ridge, from where ``folder`` says that an earlier start was.
+
+        folder: of these inputs alone; None keeps nothing.
+        """
+        kept = Checkpoints(folder)
+        path = folder / STATE_FILE if folder is not None else None
+        stored = State.load(path, systems) if path is not None else None
+        damaged = stored is None and path is not None and path.exists()
+        state = State.of(systems) if stored is None else stored
+        found = _solved_before(state, stored is not None, kept, ridges)
+
+        def ended(group: int) -> None:
+            found[group] = finish(state, group)
+            kept.save(found[group])
+
+        def keep() -> None:
+            if path is not None:
+                state.save(path)
+
+        iterate(
+            systems,
+            state,
+            limit=self.max_iterations,
+            ended=ended,
+            keep=keep,
+            every_seconds=self.checkpoint_seconds,
+            progress=progress,
+            names=[f"{ridge:g}" for ridge in ridges],
+        )
+        note = ("a checkpoint was damaged: ridges not yet solved were begun anew",) if damaged else ()
+        return tuple(_with_notes(found[k], note) for k in range(len(ridges)))
+
+
+def _solved_before(
+    state: State, resumed: bool, kept: Checkpoints, ridges: Sequence[float]
+) -> dict[int, Solution]:
+    """Solutions that were kept, and the state told of them.
+
+    A ridge whose solution was kept just before the death of a process, and its state not yet, is solved to its end
+    again: it shares products with the others, whose last bits would change without it.
+    """
+    found: dict[int, Solution] = {}
+    systems_of_one = len(state.live) // len(ridges)
+    for group, ridge in enumerate(ridges):
+        if resumed and state.phase[group] != ENDED:
+            continue
+        solution = kept.load(ridge)
+        if solution is not None:
+            found[group] = solution
+            state.phase[group] = ENDED
+            state.live[group * systems_of_one : (group + 1) * systems_of_one] = False
+        elif resumed:  # the iterate is there
+            state.phase[group] = MEASURING
+    return found
+
+
+def _with_notes(solution: Solution, notes: tuple[str, ...]) -> Solution:
+    return replace(solution, notes=(*solution.notes, *notes)) if notes else solution
+
+
+def digest(*parts: np.ndarray | str) -> str:
+    """Of arrays and words, short."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            sha.update(str((part.shape, part.dtype.str)).encode())
+            sha.update(np.ascontiguousarray(part).data)
+        else:
+            sha.update(part.encode())
+    return sha.hexdigest()[:16]

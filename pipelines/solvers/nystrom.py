@@ -1,0 +1,205 @@
+"""Nystrom ridge regression on M centres by preconditioned conjugate gradients (SPEC R7; Rudi, Carratino and Rosasco
+2017: Falkon). Nothing of size n x M is held; millions of samples stream by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import LinAlgError, cholesky, get_lapack_funcs, solve_triangular
+
+from ..errors import ExperimentError
+from ..memory import peak_bytes
+from ..normal import normal_product, transposed_product
+from ..operators import GramOperator, cross_block
+from .base import (
+    Progress,
+    Solution,
+    check_ridges,
+    check_targets,
+    jitter_notes,
+    require_finite,
+    shifts,
+    unwatched,
+)
+from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
+from .iterations import State, Systems
+
+JITTER_TRIES = 20
+
+
+@dataclass(frozen=True)
+class NystromState:
+    """What does not depend on the targets.
+
+    centres: (M,) row ids of the source, an index set: f(x) = sum_m alpha_m K(x, centre_m), so predictions are
+    ``operators.predict(source, rows, centres, alpha)``. T: (M, M) upper triangular, K_MM + stabiliser I = T^T T.
+    A: one (M, M) upper triangular for each ridge, A^T A = T T^T / M + lambda I.
+    """
+
+    operator: GramOperator
+    centres: np.ndarray
+    ridges: tuple[float, ...]
+    shifts: tuple[float, ...]
+    jitter: float
+    T: np.ndarray
+    stabiliser: float
+    A: tuple[np.ndarray, ...]
+    folder: Path | None
+    inputs: str
+    seconds: float
+
+    def outward(self, group: int, V: np.ndarray) -> np.ndarray:
+        """B V for V (M, k), with B = n^(-1/2) T^-1 A^-1."""
+        half = solve_triangular(self.A[group], V, check_finite=False)
+        return solve_triangular(self.T, half, check_finite=False) / np.sqrt(self.operator.n)
+
+    def inward(self, group: int, V: np.ndarray) -> np.ndarray:
+        """B^T V for V (M, k)."""
+        half = solve_triangular(self.T, V, trans=1, check_finite=False)
+        return solve_triangular(self.A[group], half, trans=1, check_finite=False) / np.sqrt(self.operator.n)
+
+    def apply(self, V: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """B^T H B on the rows of V (k, M), H = K_nM^T K_nM + n lambda K_MM; one pass over K for all."""
+        K, chosen = self.operator, [(int(g), groups == g) for g in np.unique(groups)]
+        D = np.empty((V.shape[1], V.shape[0]))
+        for group, rows in chosen:
+            D[:, rows] = self.outward(group, V[rows].T)
+        H = normal_product(K.source, K.rows, self.centres, D, K.site)
+        H += (self.T.T @ (self.T @ D) - self.stabiliser * D) * np.array(self.shifts)[groups]
+        out = np.empty_like(V)
+        for group, rows in chosen:
+            out[rows] = self.inward(group, H[:, rows]).T
+        return out
+
+
+@dataclass(frozen=True)
+class Nystrom(Iterative):
+    """(K_nM^T K_nM + n*lambda*K_MM) alpha = K_nM^T Y, preconditioned by R7's B, for a whole path of ridges.
+
+    centres: how many of the training samples, drawn without replacement by ``seed``; at most all of them. Every pass
+    over K_nM serves all targets and ridges.
+    """
+
+    centres: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.centres < 1:
+            raise ExperimentError(f"solve.centres must be at least 1, got {self.centres}")
+
+    def factor(self, K: GramOperator, ridges: Sequence[float]) -> NystromState:
+        """Draw the centres and factor the two matrices of the preconditioner.
+
+        Raises:
+            ExperimentError: no ridge, or one that is not finite and positive.
+        """
+        values = check_ridges(ridges)
+        started = perf_counter()
+        diagonal = K.diag()
+        added, jitter = shifts(values, diagonal, self.jitter, self.absolute)
+        M = min(self.centres, K.n)
+        chosen = np.sort(np.random.default_rng(self.seed).choice(K.n, M, replace=False))
+        centres = K.rows[chosen]
+        T, stabiliser = _factor(cross_block(K.source, centres, centres))
+        inner = T @ T.T / M
+        A = tuple(cholesky(inner + shift / K.n * np.eye(M), check_finite=False) for shift in added)
+        inputs = digest(K.rows, centres, diagonal, np.array(added))
+        folder = K.site.folder if K.site is not None else None
+        seconds = perf_counter() - started
+        return NystromState(K, centres, values, added, jitter, T, stabiliser, A, folder, inputs, seconds)
+
+    def solve(
+        self, state: NystromState, Y: ArrayLike, progress: Progress = unwatched
+    ) -> tuple[Solution, ...]:
+        """One solution per ridge for (n,) or (n, t) targets; goes on from what the operator's site holds.
+
+        A solution's ``alpha`` is (M, t), of the state's centres. Its ``residual`` is that of the preconditioned
+        normal equations, |B^T (H alpha - K_nM^T Y)| / |B^T K_nM^T Y|, measured on the operator; its
+        ``effective_dimension`` is that of the Nystrom approximation K_nM K_MM^-1 K_nM^T, estimated. The status is
+        ``solved`` where the residual is at most ``tolerance``, else ``not converged``, and a note says why.
+
+        Raises:
+            DataError: targets of another shape, or not finite.
+        """
+        K, targets = state.operator, check_targets(Y, state.operator.n)
+        t, M = targets.shape[1], len(state.centres)
+        seen = transposed_product(K.source, K.rows, state.centres, targets, K.site)
+        signs = self.signs(M)
+        right = np.empty((len(state.ridges), t + PROBES, M))
+        for group, A in enumerate(state.A):
+            right[group, :t] = state.inward(group, seen).T
+            right[group, t:] = solve_triangular(A, signs.T, trans=1, check_finite=False).T
+        systems = Systems(state.apply, lambda R, groups: R, right, self.tolerances(t), t)
+        inputs = self.inputs(state.inputs, targets)
+        folder = state.folder / f"iterations-{inputs}" if state.folder is not None else None
+
+        def finish(iteration: State, group: int) -> Solution:
+            rows = slice(group * (t + PROBES), group * (t + PROBES) + t)
+            alpha = np.ascontiguousarray(state.outward(group, iteration.X[rows].T))
+            require_finite(alpha, state.ridges[group])
+            residual = float(iteration.residual[group])
+            return Solution(
+                alpha=alpha,
+                ridge=state.ridges[group],
+                shift=state.shifts[group],
+                status=self.status(residual),
+                residual=residual,
+                iterations=int(iteration.iterations[group]),
+                effective_dimension=_effective_dimension(state, systems, iteration, group),
+                seconds=float(iteration.seconds[group]) + state.seconds / len(state.ridges),
+                peak_bytes=peak_bytes(),
+                jitter=state.jitter,
+                notes=(
+                    *jitter_notes(state.jitter),
+                    f"Nystrom with {M} centres of {K.n} samples; {state.stabiliser:.1e} was added to the diagonal "
+                    "of K_MM in the preconditioner",
+                    *self.why_not(iteration, group, "solve.centres"),
+                ),
+            )
+
+        return self.solve_path(systems, state.ridges, folder, finish, progress)
+
+
+def _factor(matrix: np.ndarray) -> tuple[np.ndarray, float]:
+    """T upper triangular with matrix + stabiliser I = T^T T, and the least power of ten of rounding that it takes."""
+    M = len(matrix)
+    scale = float(np.abs(matrix.diagonal()).mean()) or 1.0
+    stabiliser = np.finfo(np.float64).eps * M * scale
+    for _ in range(JITTER_TRIES):
+        try:
+            return cholesky(matrix + stabiliser * np.eye(M), check_finite=False), stabiliser
+        except LinAlgError:
+            stabiliser *= 10
+    raise AssertionError("a finite matrix with so much on its diagonal is positive definite")
+
+
+def _effective_dimension(state: NystromState, systems: Systems, iteration: State, group: int) -> float | None:
+    """tr K_nM H^-1 K_nM^T = M - n lambda tr H^-1 K_MM, with what B^T H B differs from I by the probes (Hutchinson).
+
+    None where the probes were not solved.
+    """
+    rows = systems.probe_rows(group)
+    if not systems.solved(iteration, rows):
+        return None
+    M, ridge = len(state.centres), state.shifts[group] / state.operator.n
+    probes = systems.right[group, systems.measured :]
+    beyond = np.einsum("km,km->k", probes, iteration.X[rows] - probes).mean()
+    (trtri,) = get_lapack_funcs(("trtri",), (state.A[group],))
+    inverse, _ = trtri(state.A[group])
+    return min(max(M - ridge * (float(np.square(inverse).sum()) + float(beyond)), 0.0), float(M))
+
+
+def driver_bytes(centres: int, targets: int, ridges: int, n: int) -> int:
+    """Bytes that the driver holds at its peak: the factors, three more matrices while they are made, and targets."""
+    matrices = (ridges + 4) * centres * centres * 8
+    return matrices + (SYSTEM_ARRAYS + 1) * ridges * (targets + PROBES) * centres * 8 + 3 * n * targets * 8
+
+
+def iteration_operations(n: int, centres: int, targets: int, ridges: int) -> float:
+    """Floating-point operations of one iteration of the whole path: K_nM twice, and six triangles or so of M."""
+    return ridges * (targets + PROBES) * (4.0 * n * centres + 6.0 * centres * centres)

@@ -1,0 +1,255 @@
+"""Direct solve by a Cholesky factor in tiles on disk, made by many workers: memory does not grow with the matrix
+(SPEC R1, R3, R9)."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .. import leases
+from ..errors import ExperimentError
+from ..memory import WORKER_BASE_BYTES, WRITTEN_CHUNKS, peak_bytes
+from ..operators import GramOperator
+from ..site import Site
+from ..stores import FactorStore
+from .base import (
+    ACCURATE,
+    RIDGES,
+    DirectSolver,
+    Progress,
+    Solution,
+    Status,
+    check_ridges,
+    check_targets,
+    final_status,
+    quality_notes,
+    refine,
+    require_finite,
+    unwatched,
+)
+from .checkpoints import Checkpoints
+from .cholesky import PROBES
+from .factor_order import BEGUN
+from .substitution import substitute
+from .tiled_factor import FactorJob, NotPositiveDefinite, complete, mending, release, release_all
+
+SINGLE = "a float32 factor, refined to a float64 residual, was enough at this ridge"
+DOUBLE = "a float64 factor was used: a float32 one is not enough at this ridge"
+
+
+@dataclass
+class TiledState:
+    """What a path of ridges shares.
+
+    double_from: the largest shift at which a float32 factor is known not to be enough (dtype "mixed").
+    """
+
+    operator: GramOperator
+    site: Site
+    ridges: tuple[float, ...]
+    shifts: tuple[float, ...]
+    jitter: float
+    rows: Path
+    peak: int = 0
+    double_from: float = 0.0
+    factors: list[Path] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TiledCholesky(DirectSolver):
+    """A left-looking Cholesky factor in tiles of ``side``, once per ridge, under ``factors/`` of the root.
+
+    A tile of the factor is written once, whole; whatever dies, the next start makes those that are missing, with
+    the same bits on any number of workers. Ridges that are solved are kept in the site's folder, and their factors
+    removed. dtype: "float32" (refined to a float64 residual), "float64", or "mixed": float32, and float64 for the
+    ridges where that fails or is not accurate. There is no exact leave-one-out.
+
+    Raises:
+        ExperimentError: ``loo`` is asked for, or an option is not valid.
+    """
+
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64", "mixed")
+    side: ClassVar[int] = 2048
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loo:
+            raise ExperimentError(
+                "tiled-cholesky has no exact leave-one-out: take solve.method = eigen or cholesky, which hold the "
+                'matrix in memory, or solve.select = "gcv"'
+            )
+
+    def factor(self, K: GramOperator, ridges: Sequence[float]) -> TiledState:
+        """Check the ridges and prepare; factors are made one at a time when their ridge is solved.
+
+        Raises:
+            ExperimentError: no ridge, or one that is not finite and positive; an operator without a site.
+            ChunkLost: a tile on K's diagonal is missing or damaged.
+        """
+        values = check_ridges(ridges)
+        if K.site is None:
+            raise ExperimentError(
+                "tiled-cholesky keeps its factor in files and needs a site for them; without one take cholesky"
+            )
+        shifts, jitter = self.shifts(values, K.diag())
+        return TiledState(K, K.site, values, shifts, jitter, K.site.save("rows", K.rows))
+
+    def solve(self, state: TiledState, Y: ArrayLike, progress: Progress = unwatched) -> tuple[Solution, ...]:
+        """One solution per ridge for (n,) or (n, t) targets; large ridges first, returned in the order given.
+
+        Raises:
+            DataError: targets of another shape, or not finite.
+            NumericalError: not positive definite at some ridge; a value that is not finite.
+            ChunkLost: a tile of K is missing or damaged.
+            DiskFull: no space is left. What is solved, and tiles of the factor, are kept in any case.
+        """
+        targets = check_targets(Y, state.operator.n)
+        kept = Checkpoints(state.site.folder)
+        found: dict[int, Solution] = {}
+        worked = False
+        try:
+            for k in np.argsort(state.shifts, kind="stable")[::-1].tolist():
+                progress(len(found), len(state.ridges), RIDGES)
+                solution = kept.load(state.ridges[k])
+                if solution is None:
+                    worked = True
+                    solution = self._solve_one(state, k, targets, progress)
+                    kept.save(solution)
+                if DOUBLE in solution.notes:
+                    state.double_from = max(state.double_from, state.shifts[k])
+                self._remove_factors(state)
+                found[k] = solution
+            if worked:
+                release_all(state.site.workers())
+        finally:
+            release()
+        progress(len(found), len(state.ridges), RIDGES)
+        return tuple(found[k] for k in range(len(state.ridges)))
+
+    def _solve_one(self, state: TiledState, k: int, Y: np.ndarray, progress: Progress) -> Solution:
+        if self.dtype != "mixed":
+            return self._solve_in(self.dtype, state, k, Y, progress)
+        if state.shifts[k] > state.double_from:
+            try:
+                solution = self._solve_in("float32", state, k, Y, progress)
+            except NotPositiveDefinite:
+                pass
+            else:
+                if solution.residual <= ACCURATE:
+                    return replace(solution, notes=(*solution.notes, SINGLE))
+        solution = self._solve_in("float64", state, k, Y, progress)
+        return replace(solution, notes=(*solution.notes, DOUBLE))
+
+    def _solve_in(self, dtype: str, state: TiledState, k: int, Y: np.ndarray, progress: Progress) -> Solution:
+        started = perf_counter()
+        K, site = state.operator, state.site
+        ridge, shift = state.ridges[k], state.shifts[k]
+        description = {
+            "of": site.folder.name,
+            "rows": hashlib.sha256(K.rows.tobytes()).hexdigest(),
+            "shift": shift,
+        }
+        store = FactorStore.open_or_create(site.folder.parents[1], description, K.n, dtype, self.side)
+        state.factors.append(store.path)
+        itemsize = np.dtype(dtype).itemsize
+        job = FactorJob(
+            source=K.source,
+            rows=state.rows,
+            store=store,
+            ridge=ridge,
+            shift=shift,
+            unit=1 if self.absolute else K.n,
+            cache_bytes=cache_bytes(K.n, self.side, itemsize, site.memory_bytes),
+        )
+        message = f"tiles of the {dtype} factor at ridge {ridge:g}"
+
+        def make() -> None:
+            made = complete(job, site.workers, lambda done, total: progress(done, total, message))
+            state.peak = max(state.peak, made)
+
+        def half(V: np.ndarray, transposed: bool) -> np.ndarray:
+            return mending(lambda: substitute(job, V, site, transposed), make)
+
+        with leases.Lease(store.path):
+            make()
+            signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(K.n, PROBES))
+            first = half(np.hstack([Y, signs]), False)
+            trace = float(np.square(first[:, Y.shape[1] :], dtype=np.float64).sum()) / PROBES
+            start = half(first[:, : Y.shape[1]], True).astype(np.float64)
+            alpha, residual, iterations = refine(
+                lambda V: half(half(V, False), True).astype(np.float64),
+                lambda V: K.matmul(V) + shift * V,
+                Y,
+                start=start,
+            )
+        require_finite(alpha, ridge)
+        status = final_status(residual)
+        notes = [*self.jitter_notes(state.jitter), *quality_notes(residual, dtype)]
+        dimension: float | None = None
+        if status is Status.INACCURATE:
+            notes.append("the factor is too inaccurate for the effective dimension")
+        else:
+            dimension = K.n - shift * trace
+            notes.append(f"effective dimension estimated with {PROBES} random probes")
+        return Solution(
+            alpha=alpha,
+            ridge=ridge,
+            shift=shift,
+            status=status,
+            residual=residual,
+            iterations=iterations,
+            effective_dimension=dimension,
+            seconds=perf_counter() - started,
+            peak_bytes=max(state.peak, peak_bytes()),
+            jitter=state.jitter,
+            notes=tuple(notes),
+        )
+
+    def _remove_factors(self, state: TiledState) -> None:
+        if state.site.alone:
+            for path in state.factors:
+                shutil.rmtree(path, ignore_errors=True)
+            state.factors.clear()
+
+
+def operations(n: int) -> float:
+    """Floating-point operations of one factor, in tiles of any side."""
+    return n**3 / 3
+
+
+def factor_bytes(n: int, side: int, itemsize: int) -> int:
+    """Bytes on disk of one factor: its lower triangle in whole tiles, and their checksums."""
+    count = -(-n // side)
+    return count * (count + 1) // 2 * (side * side * itemsize + 4)
+
+
+def cache_bytes(n: int, side: int, itemsize: int, memory_bytes: int) -> int:
+    """Bytes of finished tiles that a worker of so much memory keeps: at most half of it, nor more than there are."""
+    return min(factor_bytes(n, side, itemsize), memory_bytes // 2)
+
+
+def worker_bytes(n: int, side: int, itemsize: int, cache: int, stored_bytes: int) -> int:
+    """Peak memory of a worker that makes tiles of a factor, while it keeps ``cache`` bytes of finished ones.
+
+    stored_bytes: of one tile of K as it is read. Beside them are the tiles that it has begun, the one that it
+    works on, and either two that it reads, the copies that writing takes, or those that reading K's takes.
+    """
+    tile = min(side, n) ** 2 * itemsize
+    count = -(-n // side)
+    begun = min(BEGUN, count - 1) * tile
+    return (
+        WORKER_BASE_BYTES + cache + begun + tile + max(WRITTEN_CHUNKS * side**2 * itemsize, 2 * stored_bytes)
+    )
+
+
+def driver_bytes(n: int, targets: int) -> int:
+    """Peak memory of the driver beside its own: targets, probes and their halves, coefficients, remainders."""
+    return 8 * n * (3 * (targets + PROBES) + 5 * targets)

@@ -1,0 +1,257 @@
+"""The Cholesky factor of K + shift I in tiles, each made by a worker from K and finished tiles, written once."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from kernels.arrays import Array, to_host
+
+from .. import device, tasks
+from ..errors import ChunkLost, NumericalError
+from ..memory import peak_bytes
+from ..operators import cross_block
+from ..stores import FactorStore, all_finite
+from ..tiles import Tile
+from ..tilesource import TileSource
+from . import tile_arithmetic
+from .base import advice_on_ridges
+from .factor_order import BEGUN, FactorOrder, Step
+
+MENDS = 3
+"""How often tiles of a factor that are found damaged are made again before the disk is given up."""
+
+T = TypeVar("T")
+
+
+class NotPositiveDefinite(NumericalError):
+    """A pivot of the factor is not positive."""
+
+
+class FactorTileLost(ChunkLost):
+    """A tile of the factor, not of K, is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class FactorJob:
+    """What a worker needs to make any tile; small.
+
+    source, rows: the matrix and the path of the index set that it is restricted to. store: the factor's.
+    shift: added to the diagonal for this ridge. unit: what a ridge is multiplied by. cache_bytes: of the factor's
+    tiles that a worker may keep.
+    """
+
+    source: TileSource
+    rows: Path
+    store: FactorStore
+    ridge: float
+    shift: float
+    unit: int
+    cache_bytes: int
+
+
+class Held:
+    """Tiles of one factor that this process holds: finished ones up to so many bytes, and those it has begun."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._store: Path | None = None
+        self._tiles: OrderedDict[Tile, Array] = OrderedDict()
+        self._begun: OrderedDict[Tile, tuple[Array, int]] = OrderedDict()
+        self._bytes = 0
+
+    def tile(self, job: FactorJob, tile: Tile, keep: bool = True) -> Array:
+        """A finished tile, read where it is not held.
+
+        Raises:
+            FactorTileLost: it is missing or damaged (then set aside).
+        """
+        with self._lock:
+            self._turn_to(job.store)
+            if tile in self._tiles:
+                self._tiles.move_to_end(tile)
+                return self._tiles[tile]
+        try:
+            values = tile_arithmetic.placed(job.store.read_tile(*tile))
+        except ChunkLost as error:
+            raise FactorTileLost(str(error)) from error
+        if keep:
+            self.keep(job, tile, values)
+        return values
+
+    def keep(self, job: FactorJob, tile: Tile, values: Array) -> None:
+        """Hold a finished tile, and let go of what was not used for longest."""
+        bound = min(job.cache_bytes, device.memory_bytes() // 2) if device.used() else job.cache_bytes
+        with self._lock:
+            self._turn_to(job.store)
+            if tile in self._tiles or values.nbytes > bound:
+                return
+            self._tiles[tile] = values
+            self._bytes += values.nbytes
+            while self._bytes > bound:
+                self._bytes -= self._tiles.popitem(last=False)[1].nbytes
+
+    def begin(self, job: FactorJob, tile: Tile, values: Array, products: int) -> None:
+        """Hold a tile that so many products were subtracted from."""
+        with self._lock:
+            self._turn_to(job.store)
+            self._begun[tile] = values, products
+            while len(self._begun) > BEGUN:
+                self._begun.popitem(last=False)
+
+    def begun(self, job: FactorJob, tile: Tile) -> tuple[Array, int] | None:
+        """A tile that was begun here; it is handed over."""
+        with self._lock:
+            self._turn_to(job.store)
+            return self._begun.pop(tile, None)
+
+    def release(self) -> None:
+        with self._lock:
+            self._clear(None)
+
+    def _turn_to(self, store: FactorStore) -> None:
+        if self._store != store.path:
+            self._clear(store.path)
+
+    def _clear(self, store: Path | None) -> None:
+        self._store, self._bytes = store, 0
+        self._tiles.clear()
+        self._begun.clear()
+
+
+HELD = Held()
+
+
+def release() -> None:
+    """Let go of all tiles that this process holds; runs on every worker when a solve ends."""
+    HELD.release()
+
+
+def release_all(workers: tasks.Workers) -> None:
+    """Let go of all tiles that this process and its workers hold."""
+    release()
+    if workers.client is not None:
+        workers.client.run(release)
+
+
+def make(step: Step, job: FactorJob) -> int:
+    """Bring a tile forward, or make and write it; runs on a worker. Returns the process's peak memory in bytes.
+
+    Raises:
+        NotPositiveDefinite: a pivot is not positive.
+        ChunkLost: a tile of K or of the factor is missing or damaged.
+        DiskFull: no space is left.
+    """
+    i, j = step.tile
+    if step.finish and job.store.has(step.tile):
+        return peak_bytes()
+    tile = _reduced(step, job)
+    if not step.finish:
+        HELD.begin(job, step.tile, tile, step.products)
+        return peak_bytes()
+    if i == j:
+        try:
+            tile = tile_arithmetic.factor(tile)
+        except tile_arithmetic.NotPositive as error:
+            del tile
+            raise _not_positive_definite(step, job, error.position) from None
+    else:
+        tile = tile_arithmetic.divide(tile, HELD.tile(job, (j, j)))
+    job.store.write_tile(step.tile, to_host(tile))
+    HELD.keep(job, step.tile, tile)
+    return peak_bytes()
+
+
+def _reduced(step: Step, job: FactorJob) -> Array:
+    """K's tile, with the shift, less the products of a step."""
+    i, j = step.tile
+    begun = HELD.begun(job, step.tile)
+    if begun is None or begun[1] > step.products:
+        begun = tile_arithmetic.placed(_block(step.tile, job)), 0
+    tile, first = begun
+    for k in range(first, step.products):
+        left = HELD.tile(job, (i, k))
+        if i == j:
+            tile = tile_arithmetic.subtract_square(tile, left)
+        else:
+            tile = tile_arithmetic.subtract_product(tile, left, HELD.tile(job, (j, k)))
+    return tile
+
+
+def _block(tile: Tile, job: FactorJob) -> np.ndarray:
+    rows = np.load(job.rows, mmap_mode="r")
+    some, others = job.store.grid.extent(tile)
+    with np.errstate(over="ignore"):  # beyond float32: reported below as what it became
+        block = cross_block(job.source, rows[some], rows[others], job.store.dtype)
+    if block.dtype == np.float32 and not all_finite(block):  # in float64 they are as they were read: finite
+        raise NumericalError(
+            f"the kernel between rows {rows[some.start]} to {rows[some.stop - 1]} and rows {rows[others.start]} to "
+            f"{rows[others.stop - 1]} of the pool has values that are not finite in {block.dtype}; verify the store"
+        )
+    if tile[0] == tile[1]:
+        np.einsum("ii->i", block)[:] += block.dtype.type(job.shift)
+    return block
+
+
+def _not_positive_definite(step: Step, job: FactorJob, position: int) -> NotPositiveDefinite:
+    """The error for a pivot at a position of a diagonal tile; the tile is made once more to measure the pivot."""
+    size = tile_arithmetic.pivot(_reduced(step, job), position)
+    at = step.tile[0] * job.store.side + position
+    row = int(np.load(job.rows, mmap_mode="r")[at])
+    # A pivot is no less than the smallest eigenvalue of the matrix up to it.
+    advice = advice_on_ridges(size - job.shift, job.unit, job.store.dtype == "float32")
+    return NotPositiveDefinite(
+        f"K + n*lambda*I is not positive definite at ridge {job.ridge:g} (added to the diagonal: {job.shift:.3g}): "
+        f"in diagonal block {step.tile[0]} of the {job.store.dtype} factor the pivot of training row {row} is "
+        f"{size:.3g}, so that K has an eigenvalue of at most about {size - job.shift:.3g}; {advice}"
+    )
+
+
+def complete(
+    job: FactorJob, workers: tasks.Open, watch: Callable[[int, int], None] = lambda made, total: None
+) -> int:
+    """Make the tiles of a factor that are missing; returns the largest peak memory of a process that took part.
+
+    watch: called with how many tiles there are, of how many.
+
+    Raises:
+        NotPositiveDefinite, DiskFull: as ``make``; tiles that are finished stay.
+        ChunkLost: a tile of K is missing or damaged, or tiles of the factor again and again.
+    """
+    count = job.store.grid.shape[0]
+
+    def attempt() -> int:
+        present = job.store.present()
+        if len(present) == count * (count + 1) // 2:
+            return peak_bytes()
+        opened = workers()
+        order = FactorOrder(count, present, max(opened.count, 1))
+        peak = peak_bytes()
+        watch(order.made, order.total)
+        for step, used in tasks.run(make, order, (job,), opened, order.owner):
+            peak = max(peak, used)
+            if step.finish:
+                watch(order.made, order.total)
+        return peak
+
+    return mending(attempt)
+
+
+def mending(attempt: Callable[[], T], mend: Callable[[], object] = lambda: None) -> T:
+    """What ``attempt`` returns, tried again after ``mend`` where it found a tile of the factor damaged.
+
+    Raises:
+        FactorTileLost: again and again.
+    """
+    for _ in range(MENDS):
+        try:
+            return attempt()
+        except FactorTileLost:
+            mend()
+    return attempt()

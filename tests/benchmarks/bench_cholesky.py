@@ -1,0 +1,242 @@
+"""A tiled Cholesky on two workers of one thread beside LAPACK, Dask and scikit-learn on the same two cores.
+
+The matrix lies in a store in float32, as a kernel's would; the factor is made from there and written to the disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+from common import Options, Report, cpu_seconds, in_child, megabytes, timed
+
+from cluster.local import open_cluster
+from cluster.profiles import Profile
+from pipelines import tasks
+from pipelines.memory import peak_bytes
+from pipelines.operators import GramOperator
+from pipelines.site import Site
+from pipelines.solvers import tiled_cholesky
+from pipelines.solvers.tiled_cholesky import TiledCholesky
+from pipelines.solvers.tiled_factor import FactorJob, complete
+from pipelines.stores import Axis, FactorStore, GramStore
+
+WORKERS = 2
+TARGETS = 10
+SHIFT = 10.0
+
+
+@dataclass(frozen=True)
+class Size:
+    n: int
+    side: int
+
+
+def sizes(options: Options) -> tuple[Size, ...]:
+    return (Size(3000, 512),) if options.quick else (Size(10_000, 2048), Size(20_000, 2048))
+
+
+def samples(n: int) -> np.ndarray:
+    """(n, 64) float32; their inner products are the matrix."""
+    return np.random.default_rng(0).standard_normal((n, 64)).astype(np.float32)
+
+
+def dense(n: int, dtype: str) -> np.ndarray:
+    """The shifted matrix, (n, n) in Fortran order."""
+    X = samples(n)
+    out = np.empty((n, n), dtype, order="F")
+    for start in range(0, n, 2048):
+        out[:, start : start + 2048] = X @ X[start : start + 2048].T
+    np.einsum("ii->i", out)[:] += out.dtype.type(SHIFT)
+    return out
+
+
+def stored(root: Path, size: Size) -> GramStore:
+    X = samples(size.n)
+    axis = Axis(size.n, ("X",), lambda k: ("X",))
+    store = GramStore.open_or_create(root, {"benchmark": size.n}, [axis], "float32", size.side)
+    for tile in ((i, j) for i in range(store.grid.shape[0]) for j in range(i + 1)):
+        rows, columns = store.grid.extent(tile)
+        store.write_tile(tile, X[rows] @ X[columns].T)
+    return store
+
+
+def lapack(n: int, dtype: str) -> float:
+    """CPU seconds of potrf with one thread; runs in a process of its own."""
+    from scipy.linalg import get_lapack_funcs
+    from threadpoolctl import threadpool_limits
+
+    matrix = dense(n, dtype)
+    (potrf,) = get_lapack_funcs(("potrf",), (matrix,))
+    with threadpool_limits(1):
+        run = timed(lambda: potrf(matrix, lower=1, overwrite_a=1, clean=0))
+    assert run.value[1] == 0
+    return run.cpu
+
+
+def scikit(n: int, dtype: str) -> float:
+    """Wall seconds of KernelRidge's solve with a thread for each core; runs in a process of its own."""
+    from sklearn.kernel_ridge import KernelRidge
+    from threadpoolctl import threadpool_limits
+
+    matrix = np.ascontiguousarray(dense(n, dtype).T)
+    Y = targets(n).astype(dtype)
+    with threadpool_limits(WORKERS):
+        return timed(lambda: KernelRidge(alpha=1e-9, kernel="precomputed").fit(matrix, Y)).wall
+
+
+def targets(n: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((n, TARGETS))
+
+
+@dataclass(frozen=True)
+class Ours:
+    """factor, solve: wall seconds of the factor alone, and of a solve from the stored matrix to a measured
+    residual. cpu: of the factor, driver and workers. peak: of the largest worker. planned: for it."""
+
+    factor: float
+    solve: float
+    cpu: float
+    peak: int
+    planned: int
+
+
+def ours(root: Path, size: Size, dtype: str) -> Ours:
+    source = stored(root, size)
+    rows = np.arange(size.n)
+    np.save(root / "rows.npy", rows)
+    (root / "warm").mkdir()
+    _warm(root / "warm")
+    itemsize = np.dtype(dtype).itemsize
+    with open_cluster(Profile(workers=WORKERS)) as client:
+        workers = tasks.Workers(client, WORKERS)
+        pids = client.run(_warm, root / "warm").values()
+        memory = min(info["memory_limit"] for info in client.scheduler_info()["workers"].values())
+        cache = tiled_cholesky.cache_bytes(size.n, size.side, itemsize, memory)
+        store = FactorStore.open_or_create(root, {"of": "benchmark"}, size.n, dtype, size.side)
+        job = FactorJob(source, root / "rows.npy", store, SHIFT / size.n, SHIFT, size.n, cache)
+        before = cpu_seconds(pids)
+        run = timed(lambda: complete(job, lambda: workers))
+        cpu = run.cpu + cpu_seconds(pids) - before
+        peak = max(client.run(peak_bytes).values())
+        planned = tiled_cholesky.worker_bytes(size.n, size.side, itemsize, cache, size.side**2 * 4)
+        with Site(root / "solves" / "benchmark", lambda: workers, memory) as site:
+            solver = TiledCholesky(dtype, absolute=True)
+            K = GramOperator(source, rows, site)
+            solve = timed(lambda: solver.solve(solver.factor(K, [SHIFT]), targets(size.n)))
+        print(f"    residual {solve.value[0].residual:.1e} after {solve.value[0].iterations} refinements")
+    return Ours(run.wall, solve.wall, cpu, peak, planned)
+
+
+def _warm(root: Path) -> int:
+    """Make a small factor, so that all is imported; runs on a worker. Returns its process id."""
+    import os
+
+    source = stored(root, Size(20, 8))
+    np.save(root / "rows.npy", np.arange(20))
+    store = FactorStore.open_or_create(root, {"of": "warmth"}, 20, "float64", 8)
+    complete(FactorJob(source, root / "rows.npy", store, 0.5, SHIFT, 20, 0), tasks.Workers)
+    return os.getpid()
+
+
+def dask_array(size: Size, dtype: str) -> float:
+    """Wall seconds of dask.array.linalg.cholesky on workers like ours, the matrix in their memory."""
+    import dask.array as da
+    from distributed import wait
+
+    with open_cluster(Profile(workers=WORKERS)) as client:
+        chunk = size.n // -(-size.n // size.side)  # it takes equal chunks alone
+        X = da.from_array(samples(size.n), chunks=(chunk, 64))
+        matrix = (X @ X.T).astype(dtype) + da.eye(size.n, chunks=chunk, dtype=dtype) * np.dtype(dtype).type(
+            SHIFT
+        )
+        matrix = client.persist(matrix)
+        wait(matrix)
+        started = time.perf_counter()
+        factor = client.persist(da.linalg.cholesky(matrix, lower=True))
+        wait(factor)
+        return time.perf_counter() - started
+
+
+def measure(report: Report, size: Size, dtype: str) -> None:
+    name = f"n = {size.n:,}, {dtype}"
+    one = in_child(lapack, size.n, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        run = ours(Path(folder), size, dtype)
+    again = in_child(lapack, size.n, dtype)
+    potrf = (one + again) / 2
+    rate = size.n**3 / 3 / 1e9
+    report.add(f"{name}: potrf, one thread", f"{potrf:.1f} CPU s ({one:.1f} before, {again:.1f} after)")
+    _share(
+        report,
+        f"{name}: CPU time of the factor",
+        f"{run.cpu:.1f} s, {rate / run.cpu:.0f} GFLOP/s",
+        potrf / run.cpu,
+        0.85,
+    )
+    ideal = potrf / WORKERS
+    _share(report, f"{name}: wall time of the factor", f"{run.factor:.1f} s", ideal / run.factor, 0.70)
+    ratio = run.peak / run.planned
+    report.add(
+        f"{name}: peak memory of a worker",
+        f"{megabytes(run.peak)}, planned {megabytes(run.planned)}",
+        target="within 20 % of the plan",
+        ratio=f"{ratio:.2f}",
+        met=0.8 <= ratio <= 1.2,
+    )
+    _beside(
+        report,
+        f"{name}: dask.array.linalg.cholesky",
+        lambda: dask_array(size, dtype),
+        run.factor,
+        "our factor",
+    )
+    _beside(
+        report, f"{name}: KernelRidge", lambda: in_child(scikit, size.n, dtype), run.solve, "our whole solve"
+    )
+
+
+def _share(report: Report, what: str, figure: str, share: float, target: float) -> None:
+    report.add(what, figure, target=f">= {target:.0%} of potrf's", ratio=f"{share:.0%}", met=share >= target)
+
+
+def _beside(report: Report, what: str, peer: Any, seconds: float, mine: str) -> None:
+    try:
+        wall = peer()
+    except Exception as error:  # a peer that can't is a row of the table too
+        report.add(what, f"failed: {type(error).__name__}")
+        return
+    ratio = wall / seconds
+    report.add(
+        what,
+        f"{wall:.1f} s, {mine} {seconds:.1f} s",
+        target=">= 2x slower",
+        ratio=f"{ratio:.1f}x",
+        met=ratio >= 2,
+    )
+
+
+def main() -> None:
+    options = common.options(__doc__ or "")
+    report = Report("cholesky", "Tiled Cholesky out of core", options)
+    for size in sizes(options):
+        for dtype in ("float64", "float32"):
+            measure(report, size, dtype)
+    report.note(
+        f"{WORKERS} workers with one BLAS thread each, for us and for dask.array; KernelRidge (kernel = precomputed) "
+        f"with {WORKERS} BLAS threads in one process. Ours reads float32 tiles from a store and writes its factor."
+    )
+    report.note(
+        f"A whole solve is the factor, {TARGETS} targets and 32 probes forward, the targets backward, and the residual "
+        "in float64 on the stored matrix. The ideal wall time is potrf's CPU time over the number of workers."
+    )
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

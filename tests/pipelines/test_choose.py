@@ -1,0 +1,191 @@
+"""The choice of a solver: by what each would take, what fits, and what was asked; the reason is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipelines.errors import ExperimentError
+from pipelines.experiment import Solve
+from pipelines.solvers import Choice, Cholesky, Eigen, Estimate, Means, Problem, build, choose, solve_bytes
+from pipelines.solvers.conjugate_gradient import ConjugateGradient
+from pipelines.solvers.costs import LEAST_RANK, RANK, estimates, rank_of
+from pipelines.solvers.mixed import MixedCholesky
+from pipelines.solvers.nystrom import Nystrom
+from pipelines.solvers.tiled_cholesky import TiledCholesky
+from pipelines.speed import Speed
+
+GIB = 2**30
+SPEED = Speed(entries=2e7, operations=1e11, worker=5e10, worker_single=1e11, read=1e9)
+PLENTY = Means(workers=2, driver_bytes=10**15, worker_bytes=10**13, disk_free=10**16, speed=SPEED)
+LAPTOP = Means(workers=2, driver_bytes=20 * GIB, worker_bytes=8 * GIB, disk_free=100 * GIB, speed=SPEED)
+
+
+def problem(n: int, **changes: Any) -> Problem:
+    """A classification problem of ten classes at one ridge, no tile of whose matrix is stored."""
+    entries = n * (n + 1) // 2
+    described = Problem(n, 10, 1, missing_entries=entries, missing_bytes=4 * entries)
+    return replace(described, **changes)
+
+
+def test_small_problems_are_solved_in_memory() -> None:
+    """Protects the quick path: whatever the workers, nothing is worth sharing out of a small matrix."""
+    for n in (10, 1000, 10_000):
+        choice = choose("auto", problem(n), LAPTOP)
+        assert (choice.method, choice.recomputed, choice.problem) == ("cholesky", False, "")
+
+
+def test_a_long_path_with_leave_one_out_is_decomposed_once() -> None:
+    """Protects the balance of EIGEN_COST: 24 factors against 18; memory, or float32, turns it."""
+    many = problem(1000, ridges=12, loo=True)
+    assert choose("auto", problem(1000, ridges=12), PLENTY).method == "cholesky"
+    choice = choose("auto", many, PLENTY)
+    assert choice.method == "eigen"
+    assert "path of 12 with leave-one-out costs 24" in choice.reason
+    tight = replace(PLENTY, driver_bytes=solve_bytes("eigen", 1000, "float64") - 1)
+    choice = choose("auto", many, tight)
+    assert choice.method == "cholesky"
+    assert "eigen would be quicker but needs" in choice.reason
+    assert choose("auto", replace(many, dtype="float32"), PLENTY).method == "cholesky"
+
+
+def test_what_memory_cannot_hold_is_factored_out_of_core() -> None:
+    """Protects n = 50,000 with 20 GiB: 20 GB of matrix in memory are too many, 10 GB of factor on disk are not."""
+    choice = choose("auto", problem(60_000), LAPTOP)
+    assert choice.method == "tiled-cholesky"
+    assert "cholesky would be quicker but needs" in choice.reason
+    assert choose("auto", problem(60_000), replace(LAPTOP, driver_bytes=64 * GIB)).method == "cholesky"
+
+
+def test_memory_is_not_filled_to_the_brim_of_its_own_accord() -> None:
+    """Protects the machine's other processes: what just fits is taken in memory when it is asked for."""
+    needed = solve_bytes("cholesky", 30_000, "float64")
+    just = replace(LAPTOP, driver_bytes=needed + 2**20)
+    assert choose("auto", problem(30_000), just).method == "tiled-cholesky"
+    assert choose("cholesky", problem(30_000), just).method == "cholesky"
+    nothing_else = replace(just, disk_free=problem(30_000).missing_bytes + 1)
+    assert choose("auto", problem(30_000, recomputable=False), nothing_else).method == "cholesky"
+
+
+def test_without_room_for_a_matrix_its_tiles_are_recomputed() -> None:
+    """Protects n = 100,000 vectors on two cores: neither 20 GB of tiles nor 40 GB of factor fit the disk."""
+    full = replace(LAPTOP, disk_free=12 * GIB)
+    choice = choose("auto", problem(100_000), full)
+    assert (choice.method, choice.recomputed) == ("conjugate-gradient", True)
+    assert "of disk" in choice.reason
+    assert choice.estimate.matrix_seconds == 0
+    assert choice.estimate.passes > 40
+
+
+@pytest.mark.parametrize(("entries", "recomputed"), [(1e3, False), (1e10, True)])
+def test_tiles_are_stored_or_recomputed_by_what_costs_less(entries: float, recomputed: bool) -> None:
+    """Protects the cost model's direction: slow kernels are stored, arithmetic that beats the disk is not."""
+    means = replace(LAPTOP, speed=replace(SPEED, entries=entries))
+    choice = choose("conjugate-gradient", problem(50_000), means)
+    assert choice.recomputed is recomputed
+    assert "storing the tiles" in choice.reason
+    assert "computing the tiles at every pass" in choice.reason
+    for tiles in ("stored", "recomputed"):
+        assert choose("conjugate-gradient", problem(50_000, tiles=tiles), means).estimate.tiles == tiles
+
+
+def test_conjugate_gradients_must_promise_much_to_be_taken() -> None:
+    """Protects from a method whose iterations are a guess: three times quicker than the next, or not at all."""
+    taken = set()
+    for n in (20_000, 100_000, 500_000, 2_000_000):
+        stored = problem(n, missing_entries=0, missing_bytes=0)
+        ways = [one for one in estimates(stored, PLENTY) if not one.obstacle]
+        guess = min(one.seconds for one in ways if one.method == "conjugate-gradient")
+        sure = min(one.seconds for one in ways if one.method != "conjugate-gradient")
+        method = choose("auto", stored, PLENTY).method
+        assert (method == "conjugate-gradient") == (3 * guess < sure)
+        taken.add(method == "conjugate-gradient")
+    assert taken == {False, True}
+
+
+def test_nystrom_is_never_chosen_silently() -> None:
+    """Protects the model: where nothing exact fits, it is named, and not taken."""
+    tiny = Means(1, 2**20, 2**20, 2**20, SPEED)
+    choice = choose("auto", problem(10**6), tiny)
+    assert choice.problem
+    assert 'solve.method = "nystrom" (another model' in choice.problem
+
+
+def test_what_was_asked_for_but_does_not_fit_is_refused_with_what_would() -> None:
+    """Protects from a solve that dies hours later: the message names methods and precisions that pass."""
+    need = solve_bytes("cholesky", 1000, "float64")
+    choice = choose("cholesky", problem(1000), replace(LAPTOP, driver_bytes=need - 1))
+    assert "1000 samples by cholesky in float64: it needs" in choice.problem
+    assert (
+        'solve.method = "cholesky" with solve.dtype = "float32"'
+        in choose("cholesky", problem(1000), Means(1, need - 1, 1, 10**15, SPEED)).problem
+    )
+    assert (
+        'solve.method = "cholesky"'
+        in choose("eigen", problem(1000), replace(LAPTOP, driver_bytes=need)).problem
+    )
+    assert "fewer training samples" in choose("auto", problem(1000), Means(1, 1000, 1000, 0, SPEED)).problem
+    worker = choose("tiled-cholesky", problem(10_000), replace(LAPTOP, worker_bytes=2**20)).problem
+    assert "a worker needs" in worker
+
+
+def test_a_full_disk_alone_is_left_to_the_plan_to_say() -> None:
+    """Protects one message from being said twice: the plan adds what else the disk must hold."""
+    choice = choose("tiled-cholesky", problem(50_000), replace(LAPTOP, disk_free=0))
+    assert (choice.method, choice.problem) == ("tiled-cholesky", "")
+
+
+def test_more_centres_than_samples_are_refused() -> None:
+    with pytest.raises(ExperimentError, match=r"solve\.centres = 11 are more than the 10 training samples"):
+        choose("nystrom", problem(10, centres=11), LAPTOP)
+    assert choose("nystrom", problem(10, centres=10), LAPTOP).method == "nystrom"
+
+
+def test_more_workers_take_less_time_and_refits_more() -> None:
+    """Protects the direction of every estimate."""
+    for n in (20_000, 200_000):
+        base = list(estimates(problem(n), PLENTY))
+        more = list(estimates(problem(n), replace(PLENTY, workers=16)))
+        again = list(estimates(problem(n, refit=True), PLENTY))
+        for one, wide, twice in zip(base, more, again, strict=True):
+            assert wide.total_seconds < one.total_seconds
+            assert twice.seconds > one.seconds
+            assert min(one.driver_bytes, one.disk_bytes + 1) > 0
+
+
+def test_the_rank_of_a_preconditioner_gives_way_to_memory() -> None:
+    """Protects the driver: a power of two, so that a start with a little less memory goes on with the same one."""
+    assert rank_of(problem(100_000), PLENTY) == RANK
+    assert rank_of(problem(100_000), replace(PLENTY, driver_bytes=4 * GIB)) == 512
+    assert rank_of(problem(10**7), replace(PLENTY, driver_bytes=GIB)) == LEAST_RANK
+
+
+def chosen(method: str) -> Choice:
+    return Choice(Estimate(method, "stored", 0.0, 0.0, 0, 0, 0, rank_bytes=2**20), "asked for")
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "expected"),
+    [
+        ({"dtype": "float32"}, "cholesky", Cholesky("float32", 1e-8, True, True)),
+        ({"dtype": "mixed"}, "cholesky", MixedCholesky("mixed", 1e-8, True, True)),
+        ({}, "eigen", Eigen("float64", 1e-8, True, True)),
+        ({"dtype": "mixed"}, "tiled-cholesky", TiledCholesky("mixed", 1e-8, True)),
+        (
+            {"tolerance": 1e-4, "max_iterations": 7},
+            "conjugate-gradient",
+            ConjugateGradient(1e-4, 7, seed=3, jitter=1e-8, absolute=True, rank_bytes=2**20),
+        ),
+        (
+            {"method": "nystrom", "centres": 5},
+            "nystrom",
+            Nystrom(centres=5, seed=3, jitter=1e-8, absolute=True),
+        ),
+    ],
+)
+def test_options_reach_the_solver(options: dict[str, Any], method: str, expected: Any) -> None:
+    """Protects every key of ``[solve]`` from being accepted and forgotten."""
+    solve = Solve(ridges=(1e-3,), jitter=1e-8, absolute=True, **options)
+    assert build(solve, chosen(method), seed=3, loo=True) == expected

@@ -1,0 +1,380 @@
+"""Preconditioned conjugate gradients against SciPy's direct solve (R3, R6), their preconditioner and checkpoints."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from systems import CountingTiles, DenseTiles, Stop, direct, gaussian, relative, same, targets
+
+from pipelines import products, tasks
+from pipelines.errors import DataError, ExperimentError
+from pipelines.operators import GramOperator
+from pipelines.site import Site
+from pipelines.solvers.base import Solution, Status
+from pipelines.solvers.conjugate_gradient import ConjugateGradient
+from pipelines.solvers.iterated import STATE_FILE
+from pipelines.solvers.preconditioner import (
+    ARRAYS,
+    Preconditioner,
+    decompose,
+    precision_for,
+    randomised_nystrom,
+)
+
+NO_PRECONDITIONER = 1
+"""Bytes for a preconditioner of rank one."""
+
+
+def solve(
+    K: np.ndarray, ridges: list[float], Y: np.ndarray, solver: ConjugateGradient | None = None, side: int = 64
+) -> tuple[Solution, ...]:
+    solver = solver or ConjugateGradient()
+    return solver.solve(solver.factor(GramOperator(DenseTiles(K, side), np.arange(len(K))), ridges), Y)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n=st.integers(1, 90),
+    side=st.integers(3, 40),
+    t=st.integers(1, 4),
+    ridges=st.lists(st.sampled_from([1.0, 1e-2, 1e-3, 1e-5]), min_size=1, max_size=3, unique=True),
+    dtype=st.sampled_from(["float32", "float64"]),
+    data=st.data(),
+)
+def test_equals_the_direct_solve(
+    n: int, side: int, t: int, ridges: list[float], dtype: str, data: st.DataObject
+) -> None:
+    """R6: the same solution as R3, to the residual that was asked for, on any rows of a store."""
+    full = gaussian(n, dtype=dtype)
+    keep = data.draw(st.sets(st.integers(0, n - 1), min_size=1))
+    rows = np.array(sorted(keep), np.int64)
+    K, Y = full[np.ix_(rows, rows)], targets(len(rows), t)
+    solver = ConjugateGradient()
+    found = solver.solve(solver.factor(GramOperator(DenseTiles(full, side), rows), ridges), Y)
+    assert [one.ridge for one in found] == ridges
+    for one in found:
+        assert one.shift == len(rows) * one.ridge
+        assert one.status is Status.SOLVED
+        remainder = K.astype(np.float64) @ one.alpha + one.shift * one.alpha - Y
+        np.testing.assert_allclose(np.linalg.norm(remainder) / np.linalg.norm(Y), one.residual, atol=1e-12)
+        assert one.residual <= 1e-6
+        # |error| <= |residual| / shift, and |solution| >= |Y| / (largest eigenvalue + shift)
+        worst = (np.linalg.norm(K, 2) + one.shift) / one.shift * 1e-6
+        assert relative(one.alpha, direct(K, one.shift, Y)) <= worst
+
+
+def test_the_tolerance_is_kept_to() -> None:
+    """Protects the option: a tighter one is reached, a looser one counts as solved and costs less."""
+    K, Y = gaussian(300), targets(300)
+    loose, tight = (
+        solve(K, [1e-3], Y, ConjugateGradient(tolerance=tolerance, rank_bytes=NO_PRECONDITIONER))[0]
+        for tolerance in (1e-3, 1e-11)
+    )
+    assert loose.status is tight.status is Status.SOLVED
+    assert tight.residual <= 1e-11 < 1e-6 < loose.residual <= 1e-3
+    assert loose.iterations < tight.iterations
+    assert relative(tight.alpha, direct(K, tight.shift, Y)) < 1e-8
+
+
+def test_the_preconditioner_saves_iterations_and_holds_them_as_the_ridge_falls() -> None:
+    """R6: fewer iterations than without, and no more of them at a smaller ridge while its rank exceeds the
+    effective dimension."""
+    n, ridges = 600, [1e-1, 1e-2, 1e-3]
+    K, Y = gaussian(n), targets(n)
+    values = np.linalg.eigvalsh(K)
+    with_it = solve(K, ridges, Y)
+    without = solve(K, ridges, Y, ConjugateGradient(rank_bytes=NO_PRECONDITIONER))
+    made = ConjugateGradient().factor(GramOperator(DenseTiles(K, 64), np.arange(n)), ridges).preconditioner
+    assert made.rank > (values / (values + n * ridges[-1])).sum()
+    for better, worse in zip(with_it, without, strict=True):
+        assert 2 * better.iterations < worse.iterations
+    assert max(one.iterations for one in with_it) <= 12
+    assert without[-1].iterations > 3 * without[0].iterations, "without it, a smaller ridge is harder"
+    assert any("rank" in note and "effective dimension" in note for note in with_it[0].notes)
+
+
+def test_the_effective_dimension_is_estimated() -> None:
+    """R9: within a few percent, also where the preconditioner knows little of the spectrum."""
+    n, ridges = 500, [1e-2, 1e-4, 1e-6]
+    K = gaussian(n)
+    values = np.linalg.eigvalsh(K).clip(0)
+    for solver, tolerance in ((ConjugateGradient(), 0.02), (ConjugateGradient(rank_bytes=32 * n * 40), 0.06)):
+        for one in solve(K, ridges, targets(n), solver):
+            exact = (values / (values + one.shift)).sum()
+            assert one.effective_dimension == pytest.approx(exact, rel=tolerance)
+
+
+def test_all_columns_and_ridges_share_one_product_an_iteration() -> None:
+    """Protects the price: tiles are read once an iteration however many targets and ridges there are."""
+    n = 200
+    source = CountingTiles(gaussian(n), 64)
+    solver = ConjugateGradient(rank_bytes=NO_PRECONDITIONER)
+    state = solver.factor(GramOperator(source, np.arange(n)), [1e-1, 1e-2, 1e-3])
+    source.reads.clear()
+    found = solver.solve(state, targets(n, 5))
+    longest = max(one.iterations for one in found)
+    assert longest > min(one.iterations for one in found)
+    assert max(source.reads.values()) == longest + 1, "one more measures the last residual"
+
+
+def test_targets_of_zero_and_columns_of_zero_need_no_iteration() -> None:
+    K, Y = gaussian(50), targets(50)
+    Y[:, 1] = 0.0
+    (one,) = solve(K, [1e-3], Y)
+    assert not one.alpha[:, 1].any()
+    assert relative(one.alpha, direct(K, one.shift, Y)) < 1e-3
+    (nothing,) = solve(K, [1e-3], np.zeros((50, 2)))
+    assert (nothing.residual, nothing.status) == (0.0, Status.SOLVED)
+    assert not nothing.alpha.any()
+
+
+def test_a_matrix_of_zeros_is_solved_by_the_ridge() -> None:
+    Y = targets(40)
+    (one,) = solve(np.zeros((40, 40)), [1e-2], Y)
+    np.testing.assert_allclose(one.alpha, Y / one.shift, rtol=1e-6)
+    assert one.effective_dimension == pytest.approx(0.0, abs=1e-3)
+
+
+def test_too_few_iterations_end_with_an_honest_status() -> None:
+    """Protects who reads the report: the residual is the measured one, and the note says what to do."""
+    K, Y = gaussian(400), targets(400)
+    solver = ConjugateGradient(max_iterations=5, rank_bytes=NO_PRECONDITIONER)
+    easy, hard = solve(K, [10.0, 1e-7], Y, solver)
+    assert easy.status is Status.SOLVED
+    assert hard.status is Status.NOT_CONVERGED
+    assert hard.iterations == 5
+    remainder = K @ hard.alpha + hard.shift * hard.alpha - Y
+    assert hard.residual == pytest.approx(np.linalg.norm(remainder) / np.linalg.norm(Y), rel=1e-9)
+    assert any("5 iterations were done; raise solve.max_iterations" in note for note in hard.notes)
+    assert hard.effective_dimension is None
+
+
+def test_an_ill_conditioned_matrix_ends_with_an_honest_status() -> None:
+    """Protects small ridges on float32 matrices with one huge eigenvalue, as tangent kernels have: whatever the
+    status says is what the residual in float64 is."""
+    n = 300
+    K = (1e4 + gaussian(n, scale=60.0)).astype(np.float32)
+    K = np.maximum(K, K.T)
+    Y = targets(n) - targets(n).mean(axis=0)
+    for one in solve(K, [1e-3, 1e-6, 1e-9, 1e-13], Y, ConjugateGradient(max_iterations=300)):
+        remainder = K.astype(np.float64) @ one.alpha + one.shift * one.alpha - Y
+        residual = np.linalg.norm(remainder) / np.linalg.norm(Y)
+        assert one.residual == pytest.approx(residual, rel=0.2, abs=1e-8)
+        assert (one.status is Status.SOLVED) == (one.residual <= 1e-6)
+        assert (one.status is Status.NOT_CONVERGED) == any("is above 1e-06" in note for note in one.notes)
+    assert one.status is Status.NOT_CONVERGED
+
+
+def test_a_matrix_that_is_not_positive_definite_is_found_out() -> None:
+    """Protects from a solution of nothing: a direction of negative curvature ends that ridge, and no other."""
+    K = gaussian(100)
+    K[:, 3] = K[3] = 0.0
+    K[3, 3] = -5.0
+    good, bad = solve(K, [1.0, 1e-3], targets(100), ConjugateGradient(rank_bytes=NO_PRECONDITIONER))
+    assert good.status is Status.SOLVED
+    assert bad.status is Status.NOT_CONVERGED
+    assert any("not positive definite" in note and "curvature" in note for note in bad.notes)
+
+
+def test_bad_input_is_refused() -> None:
+    K = gaussian(20)
+    for ridge in (0.0, -1.0, np.nan):
+        with pytest.raises(ExperimentError, match="greater than zero"):
+            solve(K, [ridge], targets(20))
+    Y = targets(20)
+    Y[4, 1] = np.nan
+    with pytest.raises(DataError, match="target of training sample 4 is not finite"):
+        solve(K, [1e-2], Y)
+    for wrong in ({"tolerance": 0.0}, {"max_iterations": 0}, {"jitter": -1.0}):
+        with pytest.raises(ExperimentError, match=next(iter(wrong))):
+            ConjugateGradient(**wrong)  # type: ignore[arg-type]
+
+
+def test_jitter_and_absolute_ridges_are_those_of_the_direct_solvers() -> None:
+    K, Y = gaussian(60), targets(60)
+    (one,) = solve(K, [0.5], Y, ConjugateGradient(jitter=1e-2, absolute=True))
+    assert one.shift == pytest.approx(0.5 + 1e-2 * K.diagonal().mean())
+    assert one.notes[0].startswith("jitter")
+    assert relative(one.alpha, direct(K, one.shift, Y)) < 1e-4
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(2, 60), rank=st.integers(1, 60), seed=st.integers(0, 5))
+def test_the_nystrom_approximation_is_below_the_matrix(n: int, rank: int, seed: int) -> None:
+    """Protects the preconditioner: orthonormal, 0 <= U l U^T <= K, and K itself where the rank is n."""
+    K = gaussian(n, seed)
+    rank = min(rank, n)
+    omega, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, rank)))
+    U, values, _ = decompose(omega, K @ omega, float(np.finfo(np.float64).eps))
+    np.testing.assert_allclose(U.T @ U, np.eye(rank), atol=1e-10)
+    assert (np.diff(values) <= 0).all()
+    assert values[-1] >= 0
+    assert np.linalg.eigvalsh(K - (U * values) @ U.T).min() > -1e-10 * n
+    if rank == n:
+        np.testing.assert_allclose((U * values) @ U.T, K, atol=1e-9 * n)
+
+
+def test_a_preconditioner_is_applied_as_the_formula_says() -> None:
+    """R6's P^-1, for each row with its own shift."""
+    rng = np.random.default_rng(0)
+    U, _ = np.linalg.qr(rng.standard_normal((30, 4)))
+    values, shifts = np.array([9.0, 4.0, 2.0, 1.0]), np.array([0.5, 3.0])
+    R = rng.standard_normal((2, 30))
+    found = Preconditioner(U, values, 0.0, "float64", "given").solve(R, shifts)
+    for row, v, shift in zip(found, R, shifts, strict=True):
+        weights = (values[-1] + shift) / (values + shift)
+        np.testing.assert_allclose(row, U @ (weights * (U.T @ v)) + v - U @ (U.T @ v), rtol=1e-12)
+
+
+def test_the_rank_grows_with_the_effective_dimension_and_within_its_memory() -> None:
+    K = GramOperator(DenseTiles(gaussian(400), 128), np.arange(400))
+    shifts = [400 * ridge for ridge in (1e-1, 1e-3, 1e-5)]
+    small, middle, large = (randomised_nystrom(K, [shift], 400.0, 2**30, 0).rank for shift in shifts)
+    assert small <= 64 <= middle < large
+    assert randomised_nystrom(K, [shifts[-1]], 400.0, 4 * 8 * 400 * 50, 0).rank <= 50
+
+
+def test_the_sketch_is_in_single_precision_only_where_its_noise_cannot_matter() -> None:
+    assert precision_for(1000.0, 1000 * 1e-6) == "float32"
+    assert precision_for(1000.0, 1000 * 1e-9) == "float64"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    from distributed import Client
+
+    with Client(processes=False, n_workers=4, threads_per_worker=1, dashboard_address=None) as opened:
+        yield opened
+
+
+def at_site(
+    folder: Path, workers: tasks.Workers, solver: ConjugateGradient, **given: Any
+) -> tuple[Solution, ...]:
+    """A solve of 120 samples at three ridges in ``folder``."""
+    K = gaussian(120)
+    Y = given.get("Y", targets(120))
+    with Site(folder, lambda: workers, 2**30) as site:
+        operator = GramOperator(DenseTiles(K, 16), np.arange(120), site)
+        progress = {"progress": given["progress"]} if "progress" in given else {}
+        return solver.solve(solver.factor(operator, [1e-1, 1e-3, 1e-4]), Y, **progress)
+
+
+SLOW = ConjugateGradient(rank_bytes=4 * 8 * 120 * 10, checkpoint_seconds=0.0)
+"""Many iterations, each of them kept."""
+
+
+def test_the_same_bits_on_any_number_of_workers(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "SQUARE", 48)
+    here = at_site(tmp_path / "0", tasks.Workers(), ConjugateGradient())
+    for count in (1, 2, 4):
+        same(at_site(tmp_path / str(count), tasks.Workers(client, count), ConjugateGradient()), here)
+
+
+def interrupted(folder: Path, at: int, solver: ConjugateGradient = SLOW) -> None:
+    def strike(done: int, total: int, message: str) -> None:
+        if done >= at:
+            raise Stop
+
+    with pytest.raises(Stop):
+        at_site(folder, tasks.Workers(), solver, progress=strike)
+
+
+@pytest.mark.parametrize("at", [1, 4, 9, 16])
+def test_goes_on_with_the_same_bits(tmp_path: Path, at: int) -> None:
+    """Protects restarts, before and after ridges have ended: the iteration goes on, none is done twice."""
+    whole = at_site(tmp_path / "whole", tasks.Workers(), SLOW)
+    assert whole[-1].iterations > 16
+    interrupted(tmp_path / "cut", at)
+    seen: list[int] = []
+    again = at_site(
+        tmp_path / "cut", tasks.Workers(), SLOW, progress=lambda done, total, message: seen.append(done)
+    )
+    same(again, whole)
+    assert seen[0] == at + 1
+    repeated: list[int] = []
+    same(
+        at_site(tmp_path / "cut", tasks.Workers(), SLOW, progress=lambda done, *_: repeated.append(done)),
+        whole,
+    )
+    assert repeated == [], "a solved path is read, not solved"
+
+
+def test_a_damaged_checkpoint_is_left_out_with_a_note(tmp_path: Path) -> None:
+    """Protects from wrong numbers: a flipped byte, a cut file."""
+    whole = at_site(tmp_path / "whole", tasks.Workers(), SLOW)
+    for number, spoil in enumerate(
+        (lambda b: b[: len(b) // 2], lambda b: b[:9000] + bytes([b[9000] ^ 1]) + b[9001:])
+    ):
+        folder = tmp_path / str(number)
+        interrupted(folder, 9)
+        (state,) = folder.glob(f"*/{STATE_FILE}")
+        state.write_bytes(spoil(state.read_bytes()))
+        (made,) = folder.glob("preconditioner-*.npz")
+        made.write_bytes(spoil(made.read_bytes()))
+        for one, expected in zip(at_site(folder, tasks.Workers(), SLOW), whole, strict=True):
+            assert one.status is Status.SOLVED
+            np.testing.assert_allclose(one.alpha, expected.alpha, rtol=1e-3, atol=1e-5)
+            assert any("a checkpoint was damaged" in note for note in one.notes)
+
+
+@pytest.mark.parametrize("lost", ["solution.json", "alpha.npy"])
+def test_a_lost_solution_is_measured_again(tmp_path: Path, lost: str) -> None:
+    whole = at_site(tmp_path / "a", tasks.Workers(), SLOW)
+    for path in (tmp_path / "a").glob(f"*/ridge-*/{lost}"):
+        path.write_bytes(b"")
+    for one, expected in zip(at_site(tmp_path / "a", tasks.Workers(), SLOW), whole, strict=True):
+        np.testing.assert_array_equal(one.alpha, expected.alpha)
+        assert one.status is Status.SOLVED
+        assert one.iterations == expected.iterations
+
+
+def test_checkpoints_of_other_inputs_are_not_taken(tmp_path: Path) -> None:
+    """Protects from wrong numbers: other targets or another tolerance begin anew in the same folder."""
+    folder = tmp_path / "a"
+    interrupted(folder, 9)
+    other = targets(120) + 1.0
+    rarely = replace(SLOW, checkpoint_seconds=60.0)
+    same(
+        at_site(folder, tasks.Workers(), rarely, Y=other),
+        at_site(tmp_path / "b", tasks.Workers(), rarely, Y=other),
+    )
+    tighter = replace(rarely, tolerance=1e-9)
+    assert all(one.residual <= 1e-9 for one in at_site(folder, tasks.Workers(), tighter))
+
+
+def test_progress_tells_of_residual_and_ridge(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    at_site(tmp_path, tasks.Workers(), SLOW, progress=lambda *given: told.append(given))
+    assert told[0][:2] == (1, 1000)
+    assert told[0][2].startswith("iterations, relative residual ")
+    assert told[0][2].endswith(("ridge 0.1", "ridge 0.001", "ridge 0.0001"))
+
+
+def test_making_the_preconditioner_takes_the_memory_that_it_may() -> None:
+    """Protects the plan: the arrays at the peak are as many as it counts, the small ones aside."""
+    n, rank = 4000, 100
+
+    class Decaying:
+        n = 4000
+
+        def matmul(self, V: np.ndarray) -> np.ndarray:
+            return n * np.exp(-np.arange(n) / 100.0)[:, None] * V
+
+    tracemalloc.start()
+    try:
+        made = randomised_nystrom(Decaying(), [n * 1e-12], 1e9, ARRAYS * 8 * n * rank, 0)  # type: ignore[arg-type]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.rank == rank
+    assert peak < 1.15 * ARRAYS * 8 * n * rank
