@@ -15,8 +15,8 @@ import numpy as np
 from .. import explicit
 from ..arrays import Array
 from ..base import KernelError, Prepared
-from ..network import Network, Support
-from .library import Library, Plan, Tangent, load
+from ..network import Network, Support, Tangent
+from .library import Library, Plan, load
 
 _LARGEST_SCRATCH = 1 << 30
 """Bytes; one thread needs as much at most, for a block that fills the lanes."""
