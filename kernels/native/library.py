@@ -20,7 +20,8 @@ from .sources import digest
 
 VARIABLE = "MEGAGRAM_INSTRUCTION_SET"
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
-"""Each is faster than the one before. The baseline is what every processor of the architecture has."""
+"""Each has wider vectors than the one before, and the last one that the processor knows is taken. The baseline is what
+every processor of the architecture has."""
 
 _FUNCTIONS = {"exponential": 0, "relu": 1, "polynomial": 2, "linear": 2, "square": 2}
 _TANGENTS: dict[Tangent, int] = {False: 0, True: 1, "both": 2}
