@@ -17,8 +17,8 @@ class Side:
     features: images, or what the first step multiplies; norms, before, after: for each layer, patch norms and the
     factors of this side before and after the scalar function (None where all are 1); pooling: of the first side,
     the matrices that pool columns of the first layer with the factors after in them (image rows, columns of the
-    next grid, columns), where they are folded in. The first two axes number the images of the first and of the
-    second side.
+    next grid, columns), where they are folded in; short: the first layer's ``pointwise.shortfall``. The first two
+    axes number the images of the first and of the second side.
     """
 
     features: Array
@@ -26,6 +26,7 @@ class Side:
     before: list[Any]
     after: list[Any]
     pooling: Array | None = None
+    short: Array | None = None
 
     def __getitem__(self, columns: slice) -> Side:
         return self.map(lambda array: array[:, columns])
@@ -39,7 +40,9 @@ class Side:
             return [None if array is None else view(array) for array in arrays]
 
         return Side(
-            view(self.features), *map(each, (self.norms, self.before, self.after)), *each([self.pooling])
+            view(self.features),
+            *map(each, (self.norms, self.before, self.after)),
+            *each([self.pooling, self.short]),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -13,15 +14,59 @@ from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, s
 from .fused import asked, choose, why_general
 from .general import engine
 from .layers import Layer
-from .network import Network, network_on
+from .network import Network, Tangent, network_on
 from .parameters import choice, flag
 from .pooling import MODES
 
-__all__ = ["Convolutional", "Layer"]
+__all__ = ["Convolutional", "Layer", "NetworkKernel"]
+
+
+class NetworkKernel(Kernel):
+    """A kernel of networks of ``layers`` on images (n, h, w, c), whose prepared blocks hold the images as ``image``;
+    subclasses are dataclasses with these three fields."""
+
+    layers: tuple[Layer, ...]
+    tangent: Tangent
+    pooling_mode: str
+
+    inputs: ClassVar[Literal["vectors", "images"]] = "images"
+    tile_sides: ClassVar[dict[str, int]] = {"float32": 128, "float64": 128}
+
+    @property
+    def outputs(self) -> tuple[Kernel, ...]:
+        if self.tangent != "both":
+            return (self,)
+        return self._with(False), self._with(True)
+
+    def joint(self) -> Kernel:
+        return self._with("both") if self.tangent else self
+
+    def _with(self, tangent: Tangent) -> Kernel:
+        return replace(self, tangent=tangent)  # type: ignore[call-arg]  # a field of subclasses
+
+    def _images(self, a: Prepared, b: Prepared) -> tuple[Array, Array]:
+        """The images of two blocks.
+
+        Raises:
+            KernelError: they differ in shape or dtype.
+            TypeError: one is on the host and one on a device.
+        """
+        image_a, image_b = a.arrays["image"], b.arrays["image"]
+        namespace(image_a, image_b)
+        if image_a.shape[1:] != image_b.shape[1:] or image_a.dtype != image_b.dtype:
+            raise KernelError(
+                f"prepared blocks do not match: {image_a.dtype} images of shape {image_a.shape[1:]} "
+                f"against {image_b.dtype} images of shape {image_b.shape[1:]}"
+            )
+        return image_a, image_b
+
+    def _network(self, shape: Sequence[int]) -> Network:
+        """The layers on images of ``shape``, which begins with h and w."""
+        return network_on(self.layers, self.pooling_mode, (int(shape[0]), int(shape[1])))
 
 
 @dataclass(frozen=True)
-class Convolutional(Kernel):
+class Convolutional(NetworkKernel):
     """The kernel of a convolutional network of ``layers`` on images (n, h, w, c), unnormalised (C5).
 
     tangent: False for the random-feature kernel, True for the tangent kernel (every layer relu, C8),
@@ -30,12 +75,10 @@ class Convolutional(Kernel):
     """
 
     layers: tuple[Layer, ...]
-    tangent: bool | Literal["both"] = False
+    tangent: Tangent = False
     pooling_mode: str = "reference"
 
     kind: ClassVar[str] = "convolutional"
-    inputs: ClassVar[Literal["vectors", "images"]] = "images"
-    tile_sides: ClassVar[dict[str, int]] = {"float32": 128, "float64": 128}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -69,15 +112,6 @@ class Convolutional(Kernel):
             "last": {"patch": last.patch, "patch_norm": last.patch_norm},
         }
 
-    @property
-    def outputs(self) -> tuple[Kernel, ...]:
-        if self.tangent != "both":
-            return (self,)
-        return replace(self, tangent=False), replace(self, tangent=True)
-
-    def joint(self) -> Kernel:
-        return replace(self, tangent="both") if self.tangent else self
-
     def check(self, shape: tuple[int, ...]) -> None:
         super().check(shape)
         if min(shape) < 1:
@@ -98,15 +132,9 @@ class Convolutional(Kernel):
         return Prepared({"image": X} | {f"norm{k}": norm for k, norm in enumerate(norms, 1)}, rows, pool)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
-        image_a, image_b = a.arrays["image"], b.arrays["image"]
-        namespace(image_a, image_b)
-        if image_a.shape[1:] != image_b.shape[1:] or image_a.dtype != image_b.dtype:
-            raise KernelError(
-                f"prepared blocks do not match: {image_a.dtype} images of shape {image_a.shape[1:]} "
-                f"against {image_b.dtype} images of shape {image_b.shape[1:]}"
-            )
-        network = self._network(image_a.shape[1:])
-        path = choose(network, self.tangent, image_a)
+        image, _ = self._images(a, b)
+        network = self._network(image.shape[1:])
+        path = choose(network, self.tangent, image)
         result = path.pair(network, self.tangent, a, b, same_rows(a, b))
         return result if len(self.outputs) > 1 else result[0]
 
@@ -134,6 +162,3 @@ class Convolutional(Kernel):
             return cost
         compiled = native.scratch_bytes(network, self.tangent, n, m, shape[2], dtype)
         return replace(cost, scratch_bytes=max(cost.scratch_bytes, compiled))
-
-    def _network(self, shape: tuple[int, ...]) -> Network:
-        return network_on(self.layers, self.pooling_mode, (int(shape[0]), int(shape[1])))

@@ -115,7 +115,8 @@ class Pairs:
     first, second: images (c, h, w, pairs); norms: for each layer those of the first side (h, w, pairs); before,
     after: for each layer the factors of both sides (None where they are 1); pooled: for each layer whose pooling
     was executed B and T, (row displacements, h, column displacements, w, pairs); equal: positions of pairs of
-    one sample. What belongs to a second side is extended.
+    one sample; short: of both sides the first layer's ``pointwise.shortfall``, only for tangent kernels. What
+    belongs to a second side is extended.
     """
 
     first: Array
@@ -125,6 +126,7 @@ class Pairs:
     after: list[tuple[Array, Array] | None] = field(default_factory=list)
     pooled: list[list[Array] | None] = field(default_factory=list)
     equal: Any = None
+    short: list[Array | None] = field(default_factory=list)
 
 
 class Displacements:
@@ -244,6 +246,9 @@ class Displacements:
         for kept, (a, b) in zip((pairs.before, pairs.after), zip(*sides, strict=True), strict=True):
             kept.append(None if a is None else (a, self._extended(number, b)))
         pairs.pooled.append(None)
+        if number == 0 and self.tangent:
+            here, there = (pointwise.shortfall(layer, norm) for norm in (first, second))
+            pairs.short = [here, None if there is None else self._extended(0, there)]
 
     # Layers
 
@@ -337,7 +342,11 @@ class Displacements:
         if before is not None:
             B *= before[0][here]
             B *= before[1][there]
-        B, T = pointwise.apply(layer, B, T, self.tangent, self._workspace.take)
+        short: list[Array | None] = []
+        if number == 0:
+            places = zip(pairs.short, (here, there), strict=False)
+            short = [None if factor is None else factor[place] for factor, place in places]
+        B, T = pointwise.apply(layer, B, T, self.tangent, self._workspace.take, short)
         if index is not None:
             norm = pairs.norms[number][index]
             value = pointwise.value_at_1(layer, norm)

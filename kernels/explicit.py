@@ -22,7 +22,7 @@ from .patches import extract_patches
 from .workspace import block_bytes
 
 _POINTWISE = 24
-"""Entry by entry, the scalar function and the pooling of the general path cost about as much as so many
+"""Entry by entry, the scalar function and the pooling of the general path are counted as so many
 multiplications in a product of matrices."""
 
 

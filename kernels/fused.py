@@ -10,21 +10,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from . import cuda, general, native
 from .arrays import Array, namespace
 from .base import KernelError, Prepared
-from .network import Network
+from .network import Network, Tangent
 
 VARIABLE = "MEGAGRAM_KERNEL_PATH"
 CHOICES = ("auto", "general", "compiled", "cuda")
 
 _told: ContextVar[str] = ContextVar("kernel path", default="")
-
-Tangent = bool | Literal["both"]
 
 
 class Path(Protocol):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import ModuleType
-from typing import Literal
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from .base import Prepared
 from .blocks import Engine, block_shape
 from .costs import seconds
 from .displacements import Displacements
-from .network import Network
+from .network import Network, Tangent
 from .norms import patch_norms
 from .recursion import Recursion
 
@@ -31,14 +30,14 @@ def name(image: Array) -> str:
     return namespace(image).__name__
 
 
-def obstacle(network: Network, tangent: bool | Literal["both"], image: Array) -> str | None:
+def obstacle(network: Network, tangent: Tangent, image: Array) -> str | None:
     """There is none."""
     return None
 
 
 def pair(
     network: Network,
-    tangent: bool | Literal["both"],
+    tangent: Tangent,
     a: Prepared,
     b: Prepared,
     same: tuple[np.ndarray, np.ndarray],
@@ -71,7 +70,7 @@ def pair(
     return result
 
 
-def diag(network: Network, tangent: bool | Literal["both"], a: Prepared) -> Array:
+def diag(network: Network, tangent: Tangent, a: Prepared) -> Array:
     """As ``fused.Path.diag``."""
     image = a.arrays["image"]
     xp = namespace(image)
@@ -86,9 +85,7 @@ def diag(network: Network, tangent: bool | Literal["both"], a: Prepared) -> Arra
     return result
 
 
-def engine(
-    network: Network, tangent: bool | Literal["both"], xp: ModuleType, dtype: np.dtype, channels: int
-) -> Engine:
+def engine(network: Network, tangent: Tangent, xp: ModuleType, dtype: np.dtype, channels: int) -> Engine:
     """What computes blocks of pairs: the recursion over whole arrays, or by displacement where that takes less
     time on a host."""
     if by_displacement(network, bool(tangent), dtype.itemsize, channels):

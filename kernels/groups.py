@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from .arrays import Array, namespace
-from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, same_rows
-from .convolutional import Convolutional
+from .base import Cost, KernelError, Prepared, require_float, row_ids, same_rows
+from .convolutional import Convolutional, NetworkKernel
 from .fused import VARIABLE, asked
 from .layers import Layer
-from .network import Network, network_on
+from .network import Tangent
 from .parameters import choice
 from .turned import Angles, TurnedRecursion, turn_by_45
 
@@ -44,7 +44,7 @@ class _Term(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RotoTranslation(Kernel):
+class RotoTranslation(NetworkKernel):
     """The kernel of a network of ``layers`` on translations and ``rotations`` turns (C14); square images (n, h, h, c).
 
     final: what becomes of the turns at the end.
@@ -66,12 +66,10 @@ class RotoTranslation(Kernel):
     layers: tuple[Layer, ...]
     final: str
     rotations: int = 4
-    tangent: bool | Literal["both"] = False
+    tangent: Tangent = False
     pooling_mode: str = "same"
 
     kind: ClassVar[str] = "roto-translation"
-    inputs: ClassVar[Literal["vectors", "images"]] = "images"
-    tile_sides: ClassVar[dict[str, int]] = {"float32": 128, "float64": 128}
 
     def __post_init__(self) -> None:
         choice(FINALS)("final", self.final)
@@ -115,15 +113,6 @@ class RotoTranslation(Kernel):
             return plain
         return {**plain, "turned by 45 degrees": "images" if self.final == "orbit" else "patches"}
 
-    @property
-    def outputs(self) -> tuple[Kernel, ...]:
-        if self.tangent != "both":
-            return (self,)
-        return replace(self, tangent=False), replace(self, tangent=True)
-
-    def joint(self) -> Kernel:
-        return replace(self, tangent="both") if self.tangent else self
-
     def revisions(self) -> Any:
         return [self.revision, self._plain.revisions()]
 
@@ -153,13 +142,8 @@ class RotoTranslation(Kernel):
         return replace(upright, arrays=arrays)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
-        image_a, image_b = a.arrays["image"], b.arrays["image"]
-        xp = namespace(image_a, image_b)
-        if image_a.shape[1:] != image_b.shape[1:] or image_a.dtype != image_b.dtype:
-            raise KernelError(
-                f"prepared blocks do not match: {image_a.dtype} images of shape {image_a.shape[1:]} "
-                f"against {image_b.dtype} images of shape {image_b.shape[1:]}"
-            )
+        image, _ = self._images(a, b)
+        xp = namespace(image)
         symmetric = a is b
         first = self._slices(a)
         second = first if symmetric else self._slices(b)
@@ -177,7 +161,7 @@ class RotoTranslation(Kernel):
             total += total.swapaxes(1, 2).copy()
             total /= 2
         total /= len(self._terms)
-        result = total.astype(image_a.dtype)
+        result = total.astype(image.dtype)
         return result if len(self.outputs) > 1 else result[0]
 
     def diag(self, a: Prepared) -> Array:
@@ -299,9 +283,6 @@ class RotoTranslation(Kernel):
             for start in range(0, len(X), step)
         ]
         return [xp.concatenate(layer).astype(X.dtype) for layer in zip(*blocks, strict=True)]
-
-    def _network(self, shape: Sequence[int]) -> Network:
-        return network_on(self.layers, self.pooling_mode, (int(shape[0]), int(shape[1])))
 
     def _slice_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
         h, w, c = shape

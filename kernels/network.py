@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from .base import KernelError
 from .layers import Layer
 from .pooling import output_size, pooling_matrix
 from .support import Axis, norm_support, trace_support
+
+Tangent = bool | Literal["both"]
+"""The random-feature kernel, the tangent kernel (C8), or the two from one pass."""
 
 
 class Stage(NamedTuple):

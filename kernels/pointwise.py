@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from . import explicit
 from .arrays import Array, namespace
@@ -31,11 +33,30 @@ def factors(layer: Layer, norm: Array, first: bool) -> tuple[Array | None, Array
     return explicit.scale(layer, norm), None
 
 
-def apply(layer: Layer, B: Array, T: Array | None, tangent: bool, take: Take) -> tuple[Array, Array | None]:
+def shortfall(layer: Layer, norm: Array) -> Array | None:
+    """max(norm, floor) / norm of relu's patches, for one side: how far cosines times norms fall short of the inner
+    products below the floor (K2). None where that is 1 throughout; 1 also where norms are as good as zero."""
+    least = layer.floor * float(np.finfo(norm.dtype).tiny)
+    below = (norm > least) & (norm < layer.floor)
+    if not below.any():
+        return None
+    where = namespace(norm).where
+    return where(below, layer.floor / where(below, norm, layer.floor), 1).astype(norm.dtype)
+
+
+def apply(
+    layer: Layer,
+    B: Array,
+    T: Array | None,
+    tangent: bool,
+    take: Take,
+    short: Sequence[Array | None] = (),
+) -> tuple[Array, Array | None]:
     """The scalar function of inner products B that are multiplied by the factors before; B and T are overwritten.
 
     T: T^P. Returns B^M but for the factors after, and T^P kappa_0, to which B^M is still to be added. With
     ``tangent`` a T of None stands for B^P, as in the first layer: then T^M but for the factors after is returned.
+    short: what ``shortfall`` gives for both sides, as B^P is the norms times the cosine times that.
     """
     xp = namespace(B)
     match layer.kernel:
@@ -63,6 +84,9 @@ def apply(layer: Layer, B: Array, T: Array | None, tangent: bool, take: Take) ->
                 T *= angle
             elif tangent:
                 # c kappa_0 is still there: T^M is that much more than B^M.
+                for factor in short:
+                    if factor is not None:
+                        B *= factor
                 T = xp.subtract(sine, B, out=B)
             return sine, T
     return B, T

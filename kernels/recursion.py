@@ -213,6 +213,9 @@ class Recursion:
             side.norms.append(norm)
             side.before.append(None if before is None else before[axis])
             side.after.append(None if after is None else after[axis])
+            if number == 0 and self.tangent:
+                short = pointwise.shortfall(self.stages[0].layer, norm)
+                side.short = None if short is None else short[axis]
         return side
 
     def _patches(self, images: Array) -> Array:
@@ -323,7 +326,7 @@ class Recursion:
                     out=B.reshape(p, q, -1, lines, B.shape[3]),
                 )
             assert B is not None
-            yield strip, here, there, *self._scalar_function(number, a, b, equal, B, T, strip)
+            yield strip, here, there, *self._scalar_function(number, a, b, equal, B, T, here, there)
 
     def _padded(self, name: str, shape: tuple[int, ...]) -> Array:
         """Scratch memory whose lines do not lie whole pages apart."""
@@ -338,25 +341,18 @@ class Recursion:
         equal: tuple[Array, Array] | None,
         B: Array,
         T: Array | None,
-        strip: Strip,
+        here: slice,
+        there: slice,
     ) -> tuple[Array, Array | None]:
-        """``pointwise.apply`` to B^P and T^P, with what is exact for pairs of one sample (K13)."""
+        """``pointwise.apply`` to B^P and T^P at these positions, with what is exact for pairs of one sample (K13)."""
         layer = self.stages[number].layer
         index: Any = None
         T_before: Array | None = None
         if equal is not None and layer.kernel != "square":
-            w = self.stages[number].grid[1]
-            both = slice(
-                max(strip.rows.start, strip.others.start) * w, min(strip.rows.stop, strip.others.stop) * w
-            )
+            both = slice(max(here.start, there.start), min(here.stop, there.stop))
             u = self._xp.arange(both.start, both.stop)
             norm = a.norms[number][equal[0], 0][:, both]
-            index = (
-                equal[0][:, None],
-                equal[1][:, None],
-                u - strip.rows.start * w,
-                u - strip.others.start * w,
-            )
+            index = (equal[0][:, None], equal[1][:, None], u - here.start, u - there.start)
             T_before = None if T is None else T[index]
         before_a, before_b = a.before[number], b.before[number]
         if before_a is not None:
@@ -366,7 +362,11 @@ class Recursion:
             self._xp.exp(B, out=B)
             value = None if index is None else norm * norm
         else:
-            B, T = pointwise.apply(layer, B, T, self.tangent, self._workspace.take)
+            short = (
+                None if number or a.short is None else a.short[:, :, here],
+                None if number or b.short is None else b.short[..., there],
+            )
+            B, T = pointwise.apply(layer, B, T, self.tangent, self._workspace.take, short)
             value = None if index is None else pointwise.value_at_1(layer, norm)
         if index is not None:
             pointwise.set_equal(norm > layer.floor, value, T_before, B, T, index)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,9 @@ from . import pointwise
 from .arrays import Array, namespace
 from .base import Cost, Prepared
 from .layers import Layer
-from .network import Network
+from .network import Network, Tangent
 from .patches import patch_offsets, shifts, sum_over_patches
 from .workspace import Workspace, block_bytes, budget_bytes
-
-Tangent = bool | Literal["both"]
 
 _BLOCK_FACTOR = 4
 """A block may be so much larger than a scratch array of the general path: shifts of longer runs outweigh cache

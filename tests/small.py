@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from kernels.base import Kernel
 from kernels.convolutional import Convolutional
 from pipelines import features, fit, gram, matrices, pools, solvers, tasks
+from pipelines.errors import NumericalError
 from pipelines.experiment import Experiment
 from pipelines.stores import GramStore
 
@@ -150,3 +152,17 @@ def evaluate(experiment: Experiment, root: Path, folder: Path, method: str = "ch
     cross = made.stores["test"][-1] if "test" in made.stores else None
     place = fit.Place(root, tasks.Workers, MEMORY)
     return fit.fit(experiment, made.pools, made.store, cross, folder, choice=chosen(method), place=place)
+
+
+def refused_tile(samples: Samples, root: Path) -> GramStore:
+    """The store of a run that refuses tile 1/1, of 16 samples a side: the value of sample 20 with itself overflows."""
+    X, _ = samples.arrays(samples.n)
+    X[20] *= 1e5
+    np.save(samples.folder / "X.npy", X)
+    one = samples.experiment(kernel={"kind": "dot-product", "kernel": "linear", "scale": 1e299})
+    with pytest.raises(NumericalError, match=r"tile 1/1 .* samples 20 and 20"), np.errstate(over="ignore"):
+        make(one, root)
+    (path,) = (root / "gram").iterdir()
+    store = GramStore(path)
+    assert (1, 1) not in store.present()
+    return store

@@ -10,14 +10,13 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 from types import ModuleType
-from typing import Literal
 
 import numpy as np
 
 from .. import general
 from ..arrays import Array, namespace
 from ..base import Prepared
-from ..network import Network
+from ..network import Network, Tangent
 from . import device
 from .programs import Plan, plan
 
@@ -34,7 +33,7 @@ def name(image: Array) -> str:
     return "cuda"
 
 
-def obstacle(network: Network, tangent: bool | Literal["both"], image: Array) -> str | None:
+def obstacle(network: Network, tangent: Tangent, image: Array) -> str | None:
     """Why this path cannot take the network, in one line; None if it can."""
     if image.dtype != np.float32:
         return f"fused CUDA code computes in float32, and the images are {image.dtype}"
@@ -43,7 +42,7 @@ def obstacle(network: Network, tangent: bool | Literal["both"], image: Array) ->
 
 def pair(
     network: Network,
-    tangent: bool | Literal["both"],
+    tangent: Tangent,
     a: Prepared,
     b: Prepared,
     same: tuple[np.ndarray, np.ndarray],
@@ -64,7 +63,7 @@ def pair(
     return result
 
 
-def diag(network: Network, tangent: bool | Literal["both"], a: Prepared) -> Array:
+def diag(network: Network, tangent: Tangent, a: Prepared) -> Array:
     """As ``fused.Path.diag``."""
     index = namespace(a.arrays["image"]).arange(len(a), dtype=np.int32)
     return _compute(network, tangent, a, a, index, index, index)
@@ -75,13 +74,13 @@ def patch_norms(network: Network, images: Array) -> list[Array]:
     return general.patch_norms(network, images)
 
 
-def _plan(network: Network, tangent: bool | Literal["both"], image: Array) -> Plan:
+def _plan(network: Network, tangent: Tangent, image: Array) -> Plan:
     return plan(network, bool(tangent), int(image.shape[3]), device.shared_limit())
 
 
 def _compute(
     network: Network,
-    tangent: bool | Literal["both"],
+    tangent: Tangent,
     a: Prepared,
     b: Prepared,
     first: Array,

@@ -9,26 +9,24 @@ struct Patches {
     float norms;          // product of the two norms
 };
 
+// By Horner's rule, highest power first.
+template <class... Rest>
+__device__ __forceinline__ float polynomial(float a, float leading, Rest... rest) {
+    float value = leading;
+    ((value = fmaf(value, a, rest)), ...);
+    return value;
+}
+
 // sqrt(1 - a) times these polynomials are arccos(a) / pi and (sqrt(1 - a^2) - a arccos(a)) / pi on [0, 1];
 // minimax, off by at most 3e-8 and 7e-9.
 __device__ __forceinline__ float angle_polynomial(float a) {
-    float value = 0.0008313364232890308f;
-    value = fmaf(value, a, -0.0038207992911338806f);
-    value = fmaf(value, a, 0.008837210014462471f);
-    value = fmaf(value, a, -0.015660030767321587f);
-    value = fmaf(value, a, 0.028277341276407242f);
-    value = fmaf(value, a, -0.06830646842718124f);
-    return fmaf(value, a, 0.4999999701976776f);
+    return polynomial(a, 0.0008313364232890308f, -0.0038207992911338806f, 0.008837210014462471f,
+                      -0.015660030767321587f, 0.028277341276407242f, -0.06830646842718124f, 0.4999999701976776f);
 }
 
 __device__ __forceinline__ float arc_polynomial(float a) {
-    float value = 0.00023506220895797014f;
-    value = fmaf(value, a, -0.0011910126777365804f);
-    value = fmaf(value, a, 0.003321242518723011f);
-    value = fmaf(value, a, -0.008336443454027176f);
-    value = fmaf(value, a, 0.028505628928542137f);
-    value = fmaf(value, a, -0.3408442735671997f);
-    return fmaf(value, a, 0.31830987334251404f);
+    return polynomial(a, 0.00023506220895797014f, -0.0011910126777365804f, 0.003321242518723011f,
+                      -0.008336443454027176f, 0.028505628928542137f, -0.3408442735671997f, 0.31830987334251404f);
 }
 
 // Value of a layer's kernel of two patches; for RELU with TANGENT also kappa_0 of their cosine.

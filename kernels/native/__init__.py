@@ -15,8 +15,8 @@ import numpy as np
 from .. import explicit
 from ..arrays import Array
 from ..base import KernelError, Prepared
-from ..network import Network, Support
-from .library import Library, Plan, Tangent, load
+from ..network import Network, Support, Tangent
+from .library import Library, Plan, load
 
 _LARGEST_SCRATCH = 1 << 30
 """Bytes; one thread needs as much at most, for a block that fills the lanes."""
@@ -25,8 +25,8 @@ _GROUP_BYTES = 1 << 26
 """Images of each side are made ready in groups of as many bytes, but for the lanes at least."""
 
 _POINTWISE = 10
-"""Entry by entry, the scalar function and the pooling of a polynomial first layer cost about as much as so
-many multiplications in a product of features."""
+"""Entry by entry, the scalar function and the pooling of a polynomial first layer are counted as so many
+multiplications in a product of features."""
 
 
 def name(image: Array) -> str:
@@ -83,7 +83,7 @@ def pair(
 
 
 def diag(network: Network, tangent: Tangent, a: Prepared) -> Array:
-    """As ``fused.Path.diag``; each image costs two to three times as much as one pair."""
+    """As ``fused.Path.diag``; each lane holds an image on both sides, so that no first image is broadcast."""
     image = a.arrays["image"]
     work = _Work(network, tangent, image.shape[3], np.dtype(image.dtype))
     result = np.empty((work.outputs, len(a)), image.dtype)

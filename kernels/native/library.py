@@ -9,20 +9,19 @@ from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..base import KernelError
-from ..network import Network, Support
+from ..network import Network, Support, Tangent
 from ..support import through_patches
 from .sources import digest
 
 VARIABLE = "MEGAGRAM_INSTRUCTION_SET"
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
-"""Each is faster than the one before. The baseline is what every processor of the architecture has."""
-
-Tangent = bool | Literal["both"]
+"""Each has wider vectors than the one before, and the last one that the processor knows is taken. The baseline is what
+every processor of the architecture has."""
 
 _FUNCTIONS = {"exponential": 0, "relu": 1, "polynomial": 2, "linear": 2, "square": 2}
 _TANGENTS: dict[Tangent, int] = {False: 0, True: 1, "both": 2}

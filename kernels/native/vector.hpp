@@ -102,7 +102,7 @@ ALWAYS_INLINE Vector<double> square_root(Vector<double> d) {
 
 ALWAYS_INLINE Vector<float> square_root(Vector<float> d) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-    // An estimate with 14 bits and one step of Newton's: several times faster than the division unit.
+    // An estimate with 14 bits and one step of Newton's: multiplications alone, without the unit that divides.
     const Vector<float> inverse = (Vector<float>)_mm512_rsqrt14_ps((__m512)d);
     const Vector<float> root = d * inverse;
     return root + root * (0.5f - root * (0.5f * inverse));

@@ -7,8 +7,9 @@ sizes, depths, scalar functions, floors.
 from __future__ import annotations
 
 import numpy as np
+import reference
 
-from kernels.base import KernelError
+from kernels.base import KernelError, Prepared
 from kernels.convolutional import Convolutional, Layer
 
 EXP = {"kernel": "exponential", "sigma": 0.6}
@@ -94,6 +95,7 @@ OTHERS = {
     "poly5/square": network([POLY5, SQUARE], (2, 1)),
     "wide pooling": network([EXP, EXP], (2, 2), mode="same", poolfactor=5),
     "stride 3, average 2": network([RELU, RELU], (3, 1), "average", tangent="both", poolfactor=2),
+    "high floor, relu both": network([RELU, RELU], (2, 1), tangent="both", floor=2.0),
 }
 
 MODELS = {**PUBLISHED, **POOLED, **OTHERS}
@@ -109,6 +111,19 @@ def admissible(kernel: Convolutional, shape: tuple[int, int, int]) -> bool:
     except KernelError:
         return False
     return True
+
+
+def check_below_the_floor(kernel: Convolutional, a: Prepared, K: np.ndarray) -> None:
+    """Blocks K (2, n, n) of the random-feature and the tangent kernel, some of whose patch norms are below the floor,
+    against plain loops."""
+    X, layers = a.arrays["image"], [layer.describe() for layer in kernel.layers]
+    norms = [norm for name, norm in a.arrays.items() if name != "image"]
+    floor = kernel.layers[0].floor
+    assert min(norm.min() for norm in norms) < floor < norms[0].max()
+    for found, tangent in zip(K, (False, True), strict=True):
+        for i, j in ((0, 0), (0, 1), (2, 1)):
+            wanted = reference.convolutional(X[i], X[j], layers, tangent, same=i == j)
+            np.testing.assert_allclose(found[i, j], wanted, rtol=1e-10)
 
 
 def images(n: int, shape: tuple[int, int, int], seed: int = 0, dtype: type = np.float64) -> np.ndarray:

@@ -8,7 +8,7 @@ import models
 import numpy as np
 import pytest
 
-from kernels import displacements, general
+from kernels import displacements, general, recursion
 from kernels.blocks import Engine
 from kernels.convolutional import Convolutional
 from kernels.cuda import device
@@ -50,6 +50,43 @@ def test_both_recursions_agree_on_larger_images(name: str, monkeypatch: pytest.M
     shape = (22, 23, 1) if name in models.PUBLISHED else (13, 12, 2)
     if models.admissible(models.MODELS[name], shape):
         check(models.MODELS[name], shape, monkeypatch)
+
+
+@pytest.mark.parametrize("displaced", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_tangent_below_the_floor(depth: int, displaced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There T still takes inner products, not cosines times norms (C8, K2), in the first layer as well."""
+    monkeypatch.setattr(general, "by_displacement", lambda *_: displaced)
+    kernel = models.network([models.RELU] * depth, (1,) * depth, "average", tangent="both", floor=3.0)
+    a = kernel.prepare(np.random.default_rng(0).standard_normal((3, 6, 5, 2)))
+    models.check_below_the_floor(kernel, a, kernel.pair(a, a))
+
+
+@pytest.mark.parametrize("strip_bytes", [1 << 16, 1 << 24])
+def test_tangent_below_the_floor_in_strips(strip_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on a grid whose norms are folded into the matrices that pool it."""
+    monkeypatch.setattr(recursion, "block_bytes", lambda xp: strip_bytes)
+    check(models.network([models.RELU] * 2, (3, 2), tangent="both", floor=2.0), (18, 20, 1), monkeypatch)
+
+
+@pytest.mark.parametrize("displaced", [False, True])
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-12])
+def test_tangent_of_images_that_are_nearly_zero(
+    scale: float, displaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small a norm is, no factor overflows; against an image of ordinary size T is half the inner product of
+    patches and what B is of patches at right angles (C8, K2)."""
+    monkeypatch.setattr(general, "by_displacement", lambda *_: displaced)
+    kernel = models.network([models.RELU], (1,), "average", tangent="both", patch=1)
+    X = models.busy_images(2, (8, 8, 2), dtype=np.float32)
+    small, other = (X[0] * np.float32(scale)).astype(np.float32), X[1]
+    a, b = kernel.prepare(small[None], pool="a"), kernel.prepare(other[None], pool="b")
+    rf, ntk = kernel.pair(a, b)[:, 0, 0]
+    x, y = small.astype(float), other.astype(float)
+    wanted = (np.linalg.norm(x, axis=2) * np.linalg.norm(y, axis=2)).sum() / np.pi
+    tolerance = max(1e-5 * wanted, 1e-42)
+    assert abs(rf - wanted) <= tolerance
+    assert abs(ntk - wanted - (x * y).sum() / 2) <= tolerance
 
 
 @pytest.mark.parametrize("name", ["exp/exp, average, periodic", "relu both, gaussian, same", "GAP, exp, 2"])

@@ -16,8 +16,7 @@ from kernels import general
 from kernels.base import Prepared
 from kernels.dot_product import DotProduct
 from pipelines import gram, leases, matrices, memory, pools, provenance, tasks
-from pipelines.errors import ChunkLost, NumericalError, StoreError
-from pipelines.stores import GramStore
+from pipelines.errors import ChunkLost, StoreError
 from pipelines.tiles import Rectangle
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
@@ -347,19 +346,11 @@ def test_values_that_overflow_are_refused_with_samples_and_recorded(
     samples: small.Samples, root: Path
 ) -> None:
     """Protects the store from infinities, and names the samples; ``status`` finds the failed tile."""
-    X, _ = samples.arrays(72)
-    X[20] *= 1e5
-    np.save(samples.folder / "X.npy", X)
-    one = samples.experiment(kernel={"kind": "dot-product", "kernel": "linear", "scale": 1e299})
-    with pytest.raises(NumericalError, match=r"tile 1/1 .* samples 20 and 20"), np.errstate(over="ignore"):
-        small.make(one, root)
-    (path,) = (root / "gram").iterdir()
-    store = GramStore(path)
-    assert (1, 1) not in store.present()
+    store = small.refused_tile(samples, root)
     failed = [line for line in store.records() if "failed" in line]
     assert [1, 1] in failed[0]["failed"]
     assert "not finite" in failed[0]["error"]
-    assert leases.holders(path) == []
+    assert leases.holders(store.path) == []
 
 
 # Records.
