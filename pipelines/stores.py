@@ -405,6 +405,8 @@ class TileStore(Store):
             DiskFull: no space is left.
         """
         rows, columns = self.grid.extent(tile)
+        if block.shape != (rows.stop - rows.start, columns.stop - columns.start):
+            raise StoreError(f"{self.path}: a block of shape {block.shape} is not tile {tile[0]}/{tile[1]}")
         if not all_finite(block):
             finite = np.isfinite(block)
             i, j = np.unravel_index(int(np.argmin(finite)), block.shape)
@@ -414,7 +416,13 @@ class TileStore(Store):
             )
         if self.has(tile):
             return False
-        self.write(self.matrix, tile, (rows, columns), block)
+        if block.shape != (self.side, self.side):
+            whole = np.full((self.side, self.side), np.nan, self.dtype)
+            whole[: block.shape[0], : block.shape[1]] = block
+            block = whole
+        self.array(self.matrix)  # whose metadata, damaged, would make the file unreadable
+        with disk_errors(self.path):
+            write_tile_file(self.chunk(self.matrix, tile), np.ascontiguousarray(block, self.dtype))
         return True
 
 
@@ -523,6 +531,26 @@ def read_tile_file(path: Path, side: int, dtype: np.dtype) -> np.ndarray:
     if google_crc32c.value(content[:-4]) != int.from_bytes(content[-4:].tobytes(), "little"):
         raise ValueError("stored and computed checksum do not match")
     return content[:-4].view(dtype.newbyteorder("<")).reshape(side, side)
+
+
+def write_tile_file(path: Path, tile: np.ndarray) -> None:
+    """Write a tile in C order, as Zarr would: under a temporary name, then renamed."""
+    import google_crc32c
+
+    content = tile.astype(tile.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
+    checksum = int(google_crc32c.value(content)).to_bytes(4, "little")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb", buffering=0) as stream:
+            for part in (content.data, memoryview(checksum)):
+                while len(part):  # one call need not take all of it
+                    part = part[stream.write(part) :]
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def all_finite(block: np.ndarray) -> bool:

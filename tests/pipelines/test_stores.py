@@ -66,6 +66,29 @@ def test_a_tile_comes_back_bit_by_bit(root: Path, tile: tuple[int, int], dtype: 
     assert store.present() == {tile}
 
 
+@pytest.mark.parametrize("tile", [(0, 0), (2, 2)], ids=["whole", "ragged"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_tile_s_file_is_zarr_s(root: Path, tile: tuple[int, int], dtype: str) -> None:
+    """Protects the format: what is written and read without Zarr is byte by byte what Zarr writes and reads."""
+    store = gram_store(root, dtype=dtype)
+    block = np.random.default_rng(0).random(tile_of(store, tile).shape).astype(dtype)
+    assert store.write_tile(tile, block)
+    extent = store.grid.extent(tile)
+    np.testing.assert_array_equal(store.array("gram")[extent], block)
+    ours = store.chunk("gram", tile).read_bytes()
+    store.chunk("gram", tile).unlink()
+    store.array("gram")[extent] = block
+    assert store.chunk("gram", tile).read_bytes() == ours
+    np.testing.assert_array_equal(store.read_tile(*tile), block)
+
+
+def test_a_block_of_another_shape_is_no_tile(root: Path) -> None:
+    store = gram_store(root)
+    with pytest.raises(StoreError, match=r"shape \(1, 1\) is not tile 0/0"):
+        store.write_tile((0, 0), np.ones((1, 1)))
+    assert not store.present()
+
+
 def test_a_tile_is_written_once(root: Path) -> None:
     """Protects write-once: a second writer, as Dask may send one, changes nothing and is told so."""
     store = gram_store(root)
@@ -502,15 +525,15 @@ def test_disk_errors_say_where_and_what_to_do(
     store = gram_store(root)
     store.write_tile((0, 0), tile_of(store, (0, 0)))
 
-    class Failing:
-        def __setitem__(self, selection: object, value: object) -> None:
-            raise OSError(code, os.strerror(code))
+    def failing(source: object, target: object) -> None:
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(GramStore, "array", lambda self, name: Failing())
+    monkeypatch.setattr("pipelines.stores.os.replace", failing)
     with pytest.raises(kind, match=rf"{store.path}.*--root") as caught:
         store.write_tile((1, 0), tile_of(store, (1, 0)))
     assert caught.value.exit_code == (8 if kind is DiskFull else 5)
     assert store.present() == {(0, 0)}
+    assert not store.temporaries()
 
 
 def test_a_root_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
