@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.profiles import Profile
 from cluster.worker import kernel_path_set
+from kernels import costs
 from kernels.base import Kernel
 from kernels.fused import VARIABLE
-from pipelines import experiment, matrices, memory, plan, pools, provenance, speed
+from pipelines import experiment, matrices, memory, plan, pools, provenance, solvers, speed
 from pipelines.plan import Plan
 from pipelines.wording import bytes_text, seconds_text
 
@@ -31,6 +36,7 @@ def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan]:
                 root.resolve(),
                 workers=resources.workers,
                 worker_bytes=resources.memory,
+                on_devices=bool(resources.gpus) or chosen.assume is not None,
                 assumed=_assumed(chosen),
             )
             for one in study.experiments
@@ -151,6 +157,9 @@ def _reachable(root: Path) -> str:
 
 
 # Samples of the named data sets: list must not read them.
+CLASSES = 10
+"""Of the shipped experiments' targets."""
+
 _SHAPES: dict[str, tuple[int, ...]] = {
     "digits": (8, 8, 1),
     "mnist": (28, 28, 1),
@@ -180,14 +189,37 @@ def _estimate(
     rates, timed = speeds[kernel.kind]
     n = _size(one)
     held = sum(_count(part) for part in (one.data.validation, one.data.test))
-    entries = n * (n + 1) / 2 + n * held
-    factor = n**3 / 3 / rates.operations
-    return entries / rates.entries * (work / timed) / workers + factor * len(one.solve.ridges)
+    entries = n * (n + 1) // 2 + n * held
+    itemsize = np.dtype(one.gram.dtype).itemsize
+    solve = one.solve
+    problem = solvers.Problem(
+        n=n,
+        columns=CLASSES,
+        ridges=len(solve.ridges),
+        tiles=one.gram.tiles,
+        loo=solve.select == "loo",
+        refit=solve.refit,
+        dtype=solve.dtype,
+        itemsize=itemsize,
+        side=kernel.tile_side(one.gram.dtype),
+        missing_entries=entries,
+        missing_bytes=entries * itemsize,
+        predicted=n * held,
+        centres=solve.centres or 0,
+        max_iterations=solve.max_iterations or 0,
+    )
+    available = memory.available_bytes()
+    scaled = replace(rates, entries=rates.entries * timed / work)
+    means = solvers.Means(workers, available, available // max(workers, 1), sys.maxsize, scaled)
+    return solvers.choose(solve.method, problem, means).estimate.total_seconds
 
 
 def _work(kernel: Kernel, shape: tuple[int, ...]) -> float:
-    """Operations of one entry; a call of exp or arccos takes about as long as twenty of a product's."""
+    """How long one entry takes, in a unit of the kernel's kind."""
     cost = kernel.cost(1, 1, shape)
+    if cost.products:
+        return costs.seconds(cost, 4)
+    # A call of exp or arccos takes about as long as twenty operations of a product.
     return cost.operations + 20 * cost.transcendentals
 
 

@@ -203,6 +203,7 @@ class Work:
             self.root,
             workers=resources.workers,
             worker_bytes=resources.memory,
+            on_devices=bool(resources.gpus),
             ask=self.cluster.ask,
         )
         self.plan.check()

@@ -19,7 +19,7 @@ from kernels.base import digest
 from . import evaluate, operators, results, solvers, tasks
 from .experiment import Experiment
 from .pools import Pools, fit_rows
-from .recomputed import RecomputedTiles
+from .recomputed import RecomputedTiles, gathered
 from .site import Site
 from .solvers.base import RIDGES, Progress, Solution, unwatched
 from .solvers.checkpoints import Checkpoints
@@ -173,6 +173,7 @@ class _Fit:
     def _predict(
         self, source: TileSource, rows: np.ndarray, columns: np.ndarray, alpha: np.ndarray
     ) -> np.ndarray:
+        source, columns = gathered(source, columns, self.site)
         return operators.predict(source, rows, columns, alpha, self.site)
 
     def _solve(

@@ -14,7 +14,7 @@ import numpy as np
 
 from kernels.arrays import namespace, to_host
 
-from .products import SQUARE, in_turn, write_sums
+from .products import in_turn, square_side, write_sums
 from .site import Site
 from .tilesource import Part, TileSource, part_of, parts, tile_of
 
@@ -70,7 +70,7 @@ def _summed(
     out = np.zeros((len(columns), V.shape[1]))
     V = np.ascontiguousarray(V, np.float64)
     touched = sorted(parts(rows, source.side))
-    group = max(1, SQUARE // source.side)
+    group = max(1, square_side(site is not None and bool(site.workers().resources)) // source.side)
     strips = [Strip(k, tuple(touched[i : i + group])) for k, i in enumerate(range(0, len(touched), group))]
     if site is None:
         for strip in strips:

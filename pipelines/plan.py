@@ -16,9 +16,12 @@ from . import memory, solvers
 from .errors import DoesNotFit
 from .experiment import Experiment
 from .features import prepared_description
-from .fit import train_targets
+from .fit import SMALL, train_targets
 from .matrices import MatrixPlan, matrix_plans, missing_blocks, run_kernel
 from .pools import Pools, fit_rows, kernel_shape
+from .products import square_side
+from .solvers.conjugate_gradient import ConjugateGradient
+from .spectrum import Spectrum, sampled
 from .speed import Ask, Speed, calibrate, here, nearest_folder, path_of, read_rate, sample
 from .stores import FeatureStore, existing
 from .wording import bytes_text
@@ -202,12 +205,14 @@ def make(
     *,
     workers: int,
     worker_bytes: int,
+    on_devices: bool = False,
     speed: Speed | None = None,
     ask: Ask = here,
     assumed: Assumed | None = None,
 ) -> Plan:
     """The plan of an experiment over resolved pools, on ``workers`` workers of ``worker_bytes`` each.
 
+    on_devices: whether each worker has a GPU.
     ask: how a worker, or a process on a machine like its, is asked for its path and speed. assumed: machines that
     are not there; then nothing is timed.
 
@@ -233,9 +238,11 @@ def make(
         path, remark = "assumed machines", f"rates of profile {assumed.name}, none of them measured"
         speed = assumed.speed(kernel, shape, dtype)
         driver_bytes, disk_free = assumed.driver_bytes, assumed.disk_free
-    problem = _problem(experiment, pools, matrices)
+    problem = _problem(experiment, pools, matrices, speed)
     # What prepared blocks take is taken in any case.
-    means = solvers.Means(workers, driver_bytes, worker_bytes, max(disk_free - features, 0), speed)
+    means = solvers.Means(
+        workers, driver_bytes, worker_bytes, max(disk_free - features, 0), speed, square_side(on_devices)
+    )
     choice = solvers.choose(experiment.solve.method, problem, means)
     if choice.recomputed:
         matrices, kernel = (), experiment.kernel_object
@@ -263,7 +270,9 @@ def make(
     )
 
 
-def _problem(experiment: Experiment, pools: Pools, matrices: tuple[MatrixPlan, ...]) -> solvers.Problem:
+def _problem(
+    experiment: Experiment, pools: Pools, matrices: tuple[MatrixPlan, ...], speed: Speed
+) -> solvers.Problem:
     """The largest solve of a run."""
     solve, split = experiment.solve, pools.split
     n = len(fit_rows(split)) if solve.refit else len(split.train)
@@ -284,8 +293,20 @@ def _problem(experiment: Experiment, pools: Pools, matrices: tuple[MatrixPlan, .
         predicted=held * n,
         recomputable=not experiment.uses_precomputed,
         centres=solve.centres or 0,
-        max_iterations=solve.max_iterations or 0,
+        max_iterations=solve.max_iterations or ConjugateGradient.max_iterations,
+        shifts=tuple(ridge * (1 if solve.absolute else n) for ridge in solve.ridges),
+        tolerance=solve.tolerance or ConjugateGradient.tolerance,
+        spectrum=_spectrum(experiment, pools, n, speed),
     )
+
+
+def _spectrum(experiment: Experiment, pools: Pools, n: int, speed: Speed) -> Spectrum | None:
+    """What is guessed of the eigenvalues, where a choice or an estimate rests on them."""
+    if experiment.uses_precomputed or experiment.solve.method not in ("auto", "conjugate-gradient"):
+        return None
+    if experiment.solve.method == "auto" and n <= SMALL:
+        return None
+    return sampled(pools, experiment.kernel_object, experiment.gram.dtype, speed.entries)
 
 
 def _cost_of_tiles(

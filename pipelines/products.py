@@ -31,6 +31,9 @@ T = TypeVar("T")
 SQUARE = 8192
 """Rows and columns of the matrix that one task takes, in whole tiles: a second or so of one core."""
 
+DEVICE_SQUARE = 65536
+"""The same for a device, which takes so many in a second."""
+
 BLOCK = 256
 """Rows and columns of a tile that are converted and multiplied at a time: they stay in the cache, and a product of
 this size with few columns is one that linear algebra libraries do without packing it first."""
@@ -89,7 +92,8 @@ def product(
     same = source.symmetric and np.array_equal(rows, columns)
     out = np.zeros((len(rows), V.shape[1]))
     V = np.ascontiguousarray(V, dtype)
-    squares = [Square(k, r.tiles) for k, r in enumerate(_squares(source, rows, columns))]
+    group = max(1, square_side(site is not None and bool(site.workers().resources)) // source.side)
+    squares = [Square(k, r.tiles) for k, r in enumerate(_squares(source, rows, columns, group))]
     if site is None:
         for square in squares:
             for part, values in _multiply(square, source, rows, columns, V, same):
@@ -178,15 +182,20 @@ def _file(out: Path, number: int) -> Path:
     return out.with_name(f"{out.name}.{number}")
 
 
-def _squares(source: TileSource, rows: np.ndarray, columns: np.ndarray) -> list[Rectangle]:
-    """The tiles that hold K[rows, columns], each once, in squares."""
+def square_side(on_devices: bool) -> int:
+    """Rows and columns of the matrix that one task takes. It depends on nothing else: the order of sums rests on it."""
+    return DEVICE_SQUARE if on_devices else SQUARE
+
+
+def _squares(source: TileSource, rows: np.ndarray, columns: np.ndarray, group: int) -> list[Rectangle]:
+    """The tiles that hold K[rows, columns], each once, in squares of ``group`` x ``group``."""
     side = source.side
     left, right = set(parts(rows, side)), set(parts(columns, side))
     if source.symmetric:
         tiles = {(max(i, j), min(i, j)) for i in left for j in right}
     else:
         tiles = {(i, j) for i in left for j in right}
-    return rectangles(tiles, max(1, SQUARE // side))
+    return rectangles(tiles, group)
 
 
 def _multiply(
@@ -221,17 +230,23 @@ def _multiply(
             if part is not None and k not in factors:
                 factors[k] = xp.asarray(V[part.positions])
         if a and b and c and d and same:
-            block = tile[a.local][:, b.local]
-            _both(block, factors[j], factors[i], sums[i], sums[j])
+            _both(_within(tile, a, b), factors[j], factors[i], sums[i], sums[j])
             continue
         if a and b:
-            _one(tile[a.local][:, b.local], factors[j], sums[i])
+            _one(_within(tile, a, b), factors[j], sums[i])
         if c and d:
-            _one(tile[d.local][:, c.local].T, factors[i], sums[j])
+            _one(_within(tile, d, c).T, factors[i], sums[j])
     for k in sorted(sums):
         part = left[k]
         assert part is not None
         yield part, to_host(sums[k])
+
+
+def _within(tile: Array, rows: Part, columns: Part) -> Array:
+    """The rows and columns of a tile that belong to index sets."""
+    xp = namespace(tile)
+    some, others = (k.local if isinstance(k.local, slice) else xp.asarray(k.local) for k in (rows, columns))
+    return tile[some][:, others]
 
 
 def _both(block: Array, V_columns: Array, V_rows: Array, out_rows: Array, out_columns: Array) -> None:

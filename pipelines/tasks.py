@@ -16,6 +16,9 @@ from .errors import may_pass
 T = TypeVar("T")
 RETRIES = 2
 
+WINDOW = 3
+"""Tasks in flight for each worker."""
+
 
 class Wait:
     """What a source of tasks answers when others hold what is left: ask again later."""
@@ -75,7 +78,7 @@ def run(
     workers: Workers,
     owner: Callable[[T], int] | None = None,
 ) -> Iterator[tuple[T, Any]]:
-    """Yield (task, function(task, *arguments)) as tasks finish, at most three a worker in flight.
+    """Yield (task, function(task, *arguments)) as tasks finish, at most ``WINDOW`` a worker in flight.
 
     owner: a number for each task; tasks of one number go to one worker where that is possible, which then has
     in its cache what they share.
@@ -159,7 +162,7 @@ def _run_on(
         future = _submit(workers, function, task, *arguments, preferred=preferred)
         pending[future] = (task, tries)
 
-    window = 3 * max(workers.count, 1)
+    window = WINDOW * max(workers.count, 1)
     exhausted = False
     try:
         while True:

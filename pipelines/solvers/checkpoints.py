@@ -43,6 +43,11 @@ class Checkpoints:
             shutil.rmtree(folder, ignore_errors=True)
             return None
 
+    def drop(self, ridge: float) -> None:
+        """Forget the solution of a ridge, which is to be solved further."""
+        if self._folder is not None:
+            shutil.rmtree(self._path(ridge), ignore_errors=True)
+
     def save(self, solution: Solution) -> None:
         """Keep a solution: written under a temporary name, made durable, renamed.
 

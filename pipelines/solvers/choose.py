@@ -86,7 +86,9 @@ def build(solve: Solve, choice: Choice, *, seed: int, loo: bool) -> Solver[Any]:
     if method == "conjugate-gradient":
         from .conjugate_gradient import ConjugateGradient
 
-        return ConjugateGradient(rank_bytes=choice.estimate.rank_bytes, **iteration)
+        estimate = choice.estimate
+        preconditioning = {key: getattr(estimate, key) for key in ("rank_bytes", "pass_columns", "floor")}
+        return ConjugateGradient(**preconditioning, **iteration)
     if method == "nystrom":
         from .nystrom import Nystrom
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
@@ -24,7 +24,7 @@ from .base import (
 )
 from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
 from .iterations import State, Systems
-from .preconditioner import ARRAYS, Preconditioner, load, randomised_nystrom, save
+from .preconditioner import SKETCH_COST, Preconditioner, load, randomised_nystrom, rank_within, save
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,14 @@ class ConjugateGradient(Iterative):
     """Conjugate gradients on (K + n*lambda*I) alpha = Y, one product with K an iteration for the whole path.
 
     Every ridge and target is a system with step lengths of its own, which drops out when it has converged.
-    rank_bytes: memory that making the preconditioner may take.
+    rank_bytes: memory that making the preconditioner may take. pass_columns: what a pass over the matrix costs beside
+    its columns, to read it or to compute it, in columns of a float64 product. floor: a guess at the smallest eigenvalue
+    of K. None of the three names a solve, and a preconditioner that was kept is used whatever they say now.
     """
 
-    rank_bytes: int = 2**30
+    rank_bytes: int = field(default=2**30, repr=False)
+    pass_columns: float = field(default=0.0, repr=False)
+    floor: float = field(default=0.0, repr=False)
 
     def factor(self, K: GramOperator, ridges: Sequence[float]) -> ConjugateGradientState:
         """Make the preconditioner, or find it in the operator's site.
@@ -62,15 +66,16 @@ class ConjugateGradient(Iterative):
         diagonal = K.diag()
         added, jitter = shifts(values, diagonal, self.jitter, self.absolute)
         folder = K.site.folder if K.site is not None else None
-        inputs = digest(K.rows, diagonal, np.array(added), str((self.rank_bytes, self.seed)))
+        inputs = digest(K.rows, diagonal, np.array(added), str(self.seed))
         path = folder / f"preconditioner-{inputs}.npz" if folder is not None else None
         made = load(path, K.n) if path is not None else None
         if made is None:
-            trace = float(np.abs(diagonal).sum())
-            made = randomised_nystrom(K, added, trace, self.rank_bytes, self.seed)
+            made = randomised_nystrom(K, added, self.rank_bytes, self.seed, self.tolerance, self.pass_columns)
             if path is not None:
                 save(path, made)
         seconds = perf_counter() - started
+        # An iteration goes on with the preconditioner that it was begun with.
+        inputs = digest(inputs, made.values)
         return ConjugateGradientState(K, values, added, jitter, made, folder, inputs, seconds)
 
     def solve(
@@ -150,13 +155,18 @@ def _times(K: GramOperator, V: np.ndarray) -> np.ndarray:
 def driver_bytes(n: int, targets: int, ridges: int, rank_bytes: int) -> int:
     """Bytes that the driver holds at its peak: making the preconditioner, or iterating with it."""
     systems = ridges * (targets + PROBES) * n * 8
-    return max(rank_bytes, SYSTEM_ARRAYS * systems + rank_bytes // ARRAYS)
+    return max(rank_bytes, SYSTEM_ARRAYS * systems + _kept_bytes(n, rank_bytes))
 
 
 def checkpoint_bytes(n: int, targets: int, ridges: int, rank_bytes: int) -> int:
     """Bytes on the disk: the state (an old one beside a new one), the preconditioner, the solutions."""
     columns = ridges * (targets + PROBES)
-    return (6 * columns + ridges * targets) * n * 8 + rank_bytes // ARRAYS
+    return (6 * columns + ridges * targets) * n * 8 + _kept_bytes(n, rank_bytes)
+
+
+def _kept_bytes(n: int, rank_bytes: int) -> int:
+    """Bytes of a preconditioner once it is made."""
+    return max(n * rank_within(rank_bytes, n, name) * np.dtype(name).itemsize for name in SKETCH_COST)
 
 
 def iteration_operations(n: int, targets: int, ridges: int, rank: int) -> float:

@@ -14,12 +14,15 @@ import numpy as np
 
 from ..memory import WORKER_BASE_BYTES
 from ..products import SQUARE
+from ..spectrum import Spectrum
 from ..speed import Speed
+from ..tasks import WINDOW
 from ..wording import bytes_text
 from . import conjugate_gradient, tiled_cholesky
 from . import nystrom as falkon
 from .iterated import PROBES
-from .preconditioner import ARRAYS
+from .preconditioner import iterations, preconditioner_bytes, rank_within
+from .sketch import SKETCH_COLUMNS
 from .tiled_cholesky import TiledCholesky
 
 EIGEN_COST = 18.0
@@ -31,18 +34,16 @@ VECTOR_COLUMNS = 64
 TILED_EFFICIENCY = 0.8
 """Of the rate of a product, what a tiled factor reaches."""
 
-ITERATIONS = 40
-"""Of conjugate gradients with a preconditioner of the rank that R6 asks for; more where that takes too much memory."""
+GUESSED_ITERATIONS = 100
+"""Of conjugate gradients where nothing is known of the spectrum."""
 
 FALKON_ITERATIONS = 30
 
-SKETCH_PASSES = 4
-"""Passes over the matrix that make the preconditioner: its rank is doubled so often."""
-
-RANK = 1024
-"""Of the preconditioner, where memory lets it be; halved until it does."""
-
 LEAST_RANK = 64
+"""Of a preconditioner; its rank is doubled, each time in a pass over the matrix, while that pays."""
+
+DENSE_PRODUCTS = 6.0
+"""Operations of making a preconditioner of rank r beside the sketch, in n * r^2."""
 
 DISK = "disk"
 
@@ -58,7 +59,8 @@ class Problem:
     they are asked for. dtype: of a factor. itemsize, side: of the matrix's tiles. missing_entries,
     missing_bytes: of the tiles to be computed and stored first, where they are stored. predicted: entries of the
     blocks for validation and test samples. recomputable: whether tiles can be computed more than once. centres:
-    of Nystrom, or 0.
+    of Nystrom, or 0. shifts: what each ridge adds to the diagonal, without jitter. tolerance: of iterations.
+    spectrum: what is guessed of the matrix's eigenvalues.
     """
 
     n: int
@@ -76,24 +78,31 @@ class Problem:
     recomputable: bool = True
     centres: int = 0
     max_iterations: int = 0
+    shifts: tuple[float, ...] = ()
+    tolerance: float = 1e-6
+    spectrum: Spectrum | None = None
 
 
 @dataclass(frozen=True)
 class Means:
-    """What there is to solve with: workers, bytes that the driver and each worker may hold, disk, rates."""
+    """What there is to solve with: workers, bytes that the driver and each worker may hold, disk, rates; square: rows
+    and columns that one task of a product takes."""
 
     workers: int
     driver_bytes: int
     worker_bytes: int
     disk_free: int
     speed: Speed
+    square: int = SQUARE
 
 
 @dataclass(frozen=True)
 class Estimate:
     """One way to solve. tiles: "stored" or "recomputed". matrix_seconds: to compute the tiles that are stored first.
     seconds: of the solve; task_seconds: of these, what the driver takes to hand out tasks. passes: over a recomputed
-    matrix. rank_bytes: for making a preconditioner. obstacle: why it cannot be, or nothing.
+    matrix. rank_bytes: for making a preconditioner; pass_columns: what a pass costs beside its columns, in columns of
+    a float64 product; floor: the smallest eigenvalue that the matrix is thought to have. obstacle: why it cannot be,
+    or nothing.
     """
 
     method: str
@@ -105,6 +114,8 @@ class Estimate:
     disk_bytes: int
     passes: int = 0
     rank_bytes: int = 0
+    pass_columns: float = 0.0
+    floor: float = 0.0
     task_seconds: float = 0.0
     obstacle: str = ""
 
@@ -178,53 +189,111 @@ def _tiled(problem: Problem, means: Means) -> Estimate:
 
 
 def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estimate:
-    n, speed, workers = problem.n, means.speed, means.workers
-    systems = problem.ridges * (problem.columns + PROBES)
-    rank_bytes = 0
-    if method == "nystrom":
-        m = problem.centres
-        # Tiles are whole: centres drawn at random lie in nearly all of them.
-        entries = n * min(n, m * problem.side)
-        passes = min(FALKON_ITERATIONS, problem.max_iterations or FALKON_ITERATIONS) + 3
-        iteration = falkon.iteration_operations(n, m, problem.columns, problem.ridges)
-        arithmetic = passes * iteration / speed.worker
-        driver = falkon.driver_bytes(m, problem.columns, problem.ridges, n) + VECTOR_COLUMNS * n * 8
-        disk = 6 * systems * m * 8
-    else:
-        entries = n * (n + 1) // 2
-        iterations = min(ITERATIONS, problem.max_iterations or ITERATIONS)
-        passes = iterations + SKETCH_PASSES + 1
-        rank = rank_of(problem, means)
-        rank_bytes = ARRAYS * n * rank * 8
-        arithmetic = (
-            iterations
-            * conjugate_gradient.iteration_operations(n, problem.columns, problem.ridges, rank)
-            / speed.worker
-            + 2.0 * n * n * rank / speed.worker_single
-        )
-        driver = conjugate_gradient.driver_bytes(n, problem.columns, problem.ridges, rank_bytes)
-        disk = conjugate_gradient.checkpoint_bytes(n, problem.columns, problem.ridges, rank_bytes)
+    if method == "conjugate-gradient":
+        # The solver doubles the rank while that pays, within the memory that it is given.
+        ranks = [LEAST_RANK * 2**k for k in range(20)]
+        within = [rank for rank in ranks if rank <= largest_rank(problem, means)] or [LEAST_RANK]
+        found = min((_gradients(problem, means, tiles, rank) for rank in within), key=lambda one: one.seconds)
+        bytes_ = preconditioner_bytes(problem.n, within[-1], "float32")
+        found = replace(found, rank_bytes=bytes_, floor=floor_of(problem))
+        return replace(found, obstacle=_obstacle(found, problem, means))
+    n, m = problem.n, problem.centres
+    passes = min(FALKON_ITERATIONS, problem.max_iterations or FALKON_ITERATIONS) + 3
+    arithmetic = passes * falkon.iteration_operations(n, m, problem.columns, problem.ridges)
+    driver = falkon.driver_bytes(m, problem.columns, problem.ridges, n) + VECTOR_COLUMNS * n * 8
+    # Stored tiles are whole: centres drawn at random lie in nearly all of them.
+    touched = min(n, m * problem.side) if tiles == "stored" else m
+    disk = 6 * _systems(problem) * m * 8
+    found = _by_passes(
+        method, problem, means, tiles, n * touched, passes, arithmetic, driver, disk, _systems(problem)
+    )
+    return replace(found, obstacle=_obstacle(found, problem, means))
+
+
+def _gradients(problem: Problem, means: Means, tiles: str, rank: int) -> Estimate:
+    """Conjugate gradients with a preconditioner of one rank."""
+    n, speed = problem.n, means.speed
+    counts = _iterations(problem, rank)
+    # The first sketch is worth a pass, each further one doubles the columns, a pass takes so many at most.
+    pass_columns = _pass_columns(problem, means, tiles)
+    first = min(rank, max(LEAST_RANK, pass_columns))
+    sketching = math.ceil(math.log2(rank / first)) + 1 + rank // SKETCH_COLUMNS
+    passes = math.ceil(max(counts)) + sketching + 1
+    one = conjugate_gradient.iteration_operations(n, problem.columns, 1, rank)
+    arithmetic = sum(counts) * one + 2.0 * n * n * rank * speed.worker / speed.worker_single
+    rank_bytes = preconditioner_bytes(n, rank, "float32")
+    driver = conjugate_gradient.driver_bytes(n, problem.columns, problem.ridges, rank_bytes)
+    disk = conjugate_gradient.checkpoint_bytes(n, problem.columns, problem.ridges, rank_bytes)
+    widest = max(_systems(problem), min(rank, SKETCH_COLUMNS))
+    disk += WINDOW * means.workers * 2 * means.square * widest * 8
+    entries = n * (n + 1) // 2
+    found = _by_passes(
+        "conjugate-gradient", problem, means, tiles, entries, passes, arithmetic, driver, disk, widest
+    )
+    dense = DENSE_PRODUCTS * n * rank**2 / speed.operations * (2 if problem.refit else 1)
+    return replace(found, seconds=found.seconds + dense, pass_columns=pass_columns)
+
+
+def _pass_columns(problem: Problem, means: Means, tiles: str) -> float:
+    """What a pass over the matrix costs beside its columns, in columns of a float64 product."""
+    speed = means.speed
+    if tiles == "recomputed":
+        return speed.worker / (4 * speed.entries)
+    return speed.worker * means.workers * problem.itemsize / (4 * speed.read)
+
+
+def _by_passes(
+    method: str,
+    problem: Problem,
+    means: Means,
+    tiles: str,
+    entries: int,
+    passes: int,
+    arithmetic: float,
+    driver: int,
+    disk: int,
+    widest: int,
+) -> Estimate:
+    """A way that goes over so many entries of the matrix in each of so many passes. arithmetic: float64 operations
+    of the workers beside the entries themselves. widest: columns of the widest product."""
+    speed, workers = means.speed, means.workers
     repeated = 2 if problem.refit else 1
-    tasks = repeated * passes * max(1, entries // SQUARE**2) * TASK_SECONDS
-    worker = WORKER_BASE_BYTES + 3 * problem.side**2 * 8 + 2 * SQUARE * systems * 8
-    solve = repeated * arithmetic / workers + tasks
+    handing = repeated * passes * max(1, entries // means.square**2) * TASK_SECONDS
+    # Of a square, the rows that are multiplied and the sums, for both triangles.
+    worker = WORKER_BASE_BYTES + 3 * problem.side**2 * 8 + 2 * means.square * widest * 12
+    solve = repeated * arithmetic / speed.worker / workers + handing
     if tiles == "recomputed":
         solve += (repeated * passes * entries + problem.predicted) / speed.entries / workers
-        found = Estimate(method, tiles, 0.0, solve, driver, worker, disk, passes * repeated, rank_bytes)
-        return replace(found, task_seconds=tasks, obstacle=_obstacle(found, problem, means))
+        return Estimate(
+            method, tiles, 0.0, solve, driver, worker, disk, passes * repeated, task_seconds=handing
+        )
     solve += repeated * passes * entries * problem.itemsize / speed.read
     found = _stored(method, problem, means, solve, driver, worker, disk)
-    return replace(found, rank_bytes=rank_bytes, task_seconds=tasks)
+    return replace(found, task_seconds=handing, passes=passes * repeated)
 
 
-def rank_of(problem: Problem, means: Means) -> int:
-    """Largest rank of a preconditioner, a power of two, whose making takes at most half of the driver's memory."""
-    rank = RANK
-    while rank > LEAST_RANK and (
-        ARRAYS * problem.n * rank * 8 > means.driver_bytes / 2 or rank > 2 * problem.n
-    ):
-        rank //= 2
-    return rank
+def _systems(problem: Problem) -> int:
+    return problem.ridges * (problem.columns + PROBES)
+
+
+def _iterations(problem: Problem, rank: int) -> list[float]:
+    """About how many iterations the systems of each ridge take, from the condition number that is left."""
+    most = float(problem.max_iterations or problem.n)
+    if problem.spectrum is None or not problem.shifts:
+        return [min(float(GUESSED_ITERATIONS), most)] * problem.ridges
+    tail = problem.spectrum.eigenvalue(problem.n, rank)
+    bounds = [iterations(tail, shift + floor_of(problem), problem.tolerance) for shift in problem.shifts]
+    return [min(max(one, 1.0), most) for one in bounds]
+
+
+def floor_of(problem: Problem) -> float:
+    """The smallest eigenvalue that the matrix is thought to have."""
+    return 0.0 if problem.spectrum is None else problem.spectrum.smallest_eigenvalue(problem.n)
+
+
+def largest_rank(problem: Problem, means: Means) -> int:
+    """Of a preconditioner whose making takes at most half of the driver's memory."""
+    return rank_within(means.driver_bytes // 2, problem.n, "float32")
 
 
 def _stored(

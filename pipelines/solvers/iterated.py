@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +33,15 @@ Finish = Callable[[State, int], Solution]
 class Iterative:
     """Options that the iterative solvers share.
 
-    tolerance: relative residual (Frobenius over the targets) at which a ridge is solved. max_iterations: of a ridge.
-    seed: of everything that is drawn. checkpoint_seconds: between saves of the iteration; one is also made when a
-    ridge ends. jitter, absolute: as in ``DirectSolver``.
+    tolerance: relative residual (Frobenius over the targets) at which a ridge is solved. max_iterations: of a ridge;
+    where it is raised, what ended for want of them goes on. seed: of everything that is drawn. checkpoint_seconds:
+    between saves of the iteration; one is also made when a ridge ends. jitter, absolute: as in ``DirectSolver``.
     """
 
     tolerance: float = 1e-6
-    max_iterations: int = 1000
+    max_iterations: int = field(default=1000, repr=False)
     seed: int = 0
-    checkpoint_seconds: float = 180.0
+    checkpoint_seconds: float = field(default=180.0, repr=False)
     jitter: float = 0.0
     absolute: bool = False
 
@@ -67,7 +67,7 @@ class Iterative:
 
     def inputs(self, *parts: np.ndarray | str) -> str:
         """Names the checkpoints of a solve, given all that it depends on beside these options."""
-        return digest(*parts, str((self.tolerance, self.max_iterations, self.seed)))
+        return digest(*parts, str((self.tolerance, self.seed)))
 
     def why_not(self, state: State, group: int, advice: str) -> tuple[str, ...]:
         """Why a ridge ended above the residual asked for, if it did; advice: what to raise beside iterations."""
@@ -103,7 +103,7 @@ class Iterative:
         stored = State.load(path, systems) if path is not None else None
         damaged = stored is None and path is not None and path.exists()
         state = State.of(systems) if stored is None else stored
-        found = _solved_before(state, stored is not None, kept, ridges)
+        found = _solved_before(systems, state, stored is not None, kept, ridges, self.max_iterations)
 
         def ended(group: int) -> None:
             found[group] = finish(state, group)
@@ -128,9 +128,9 @@ class Iterative:
 
 
 def _solved_before(
-    state: State, resumed: bool, kept: Checkpoints, ridges: Sequence[float]
+    systems: Systems, state: State, resumed: bool, kept: Checkpoints, ridges: Sequence[float], limit: int
 ) -> dict[int, Solution]:
-    """Solutions that were kept, and the state told of them.
+    """Solutions that were kept, and the state told of them; those that may have more iterations go on.
 
     A ridge whose solution was kept just before the death of a process, and its state not yet, is solved to its end
     again: it shares products with the others, whose last bits would change without it.
@@ -139,6 +139,9 @@ def _solved_before(
     systems_of_one = len(state.live) // len(ridges)
     for group, ridge in enumerate(ridges):
         if resumed and state.phase[group] != ENDED:
+            continue
+        if resumed and state.reopen(systems, group, limit):
+            kept.drop(ridge)
             continue
         solution = kept.load(ridge)
         if solution is not None:

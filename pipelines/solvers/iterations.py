@@ -52,13 +52,17 @@ class Systems:
         c = self.right.shape[1]
         return slice(group * c + self.measured, (group + 1) * c)
 
-    def solved(self, state: State, rows: slice) -> bool:
-        """Whether the recursive residuals of these rows are as small as asked for."""
+    def unsolved(self, state: State, rows: slice) -> np.ndarray:
+        """Which of these rows have recursive residuals above what is asked for."""
         r, c, _ = self.right.shape
         bounds = [
             self.tolerances[k % c] * np.linalg.norm(self.right[k // c, k % c]) for k in range(r * c)[rows]
         ]
-        return bool((_lengths(state.R[rows]) <= bounds).all())
+        return _lengths(state.R[rows]) > bounds
+
+    def solved(self, state: State, rows: slice) -> bool:
+        """Whether the recursive residuals of these rows are as small as asked for."""
+        return not self.unsolved(state, rows).any()
 
 
 @dataclass
@@ -99,6 +103,19 @@ class State:
             np.ones(r),
             np.zeros(r),
         )
+
+    def reopen(self, systems: Systems, group: int, limit: int) -> bool:
+        """Let a group that had ended for want of iterations go on with them, up to ``limit``; whether it does."""
+        if self.iterations[group] >= limit or self.curvature[group] <= 0:
+            return False
+        c = systems.right.shape[1]
+        rows = slice(group * c, (group + 1) * c)
+        left = systems.unsolved(self, rows)
+        if self.residual[group] <= systems.tolerance or not left[: systems.measured].any():
+            return False  # solved, or rounding ended it
+        self.live[rows] = left
+        self.phase[group], self.residual[group] = ITERATING, np.inf
+        return True
 
     def save(self, path: Path) -> None:
         """Keep it under ``path``, in place of an earlier one; durable when this returns.

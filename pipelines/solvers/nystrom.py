@@ -16,6 +16,8 @@ from ..errors import ExperimentError
 from ..memory import peak_bytes
 from ..normal import normal_product, transposed_product
 from ..operators import GramOperator, cross_block
+from ..recomputed import GatheredTiles, gathered
+from ..tilesource import TileSource
 from .base import (
     Progress,
     Solution,
@@ -36,13 +38,16 @@ JITTER_TRIES = 20
 class NystromState:
     """What does not depend on the targets.
 
-    centres: (M,) row ids of the source, an index set: f(x) = sum_m alpha_m K(x, centre_m), so predictions are
-    ``operators.predict(source, rows, centres, alpha)``. T: (M, M) upper triangular, K_MM + stabiliser I = T^T T.
+    centres: (M,) row ids of the operator's source, an index set: f(x) = sum_m alpha_m K(x, centre_m). source, columns:
+    where their columns of the matrix come from, while the operator's site lasts. T: (M, M) upper triangular,
+    K_MM + stabiliser I = T^T T.
     A: one (M, M) upper triangular for each ridge, A^T A = T T^T / M + lambda I.
     """
 
     operator: GramOperator
     centres: np.ndarray
+    source: TileSource
+    columns: np.ndarray
     ridges: tuple[float, ...]
     shifts: tuple[float, ...]
     jitter: float
@@ -69,7 +74,7 @@ class NystromState:
         D = np.empty((V.shape[1], V.shape[0]))
         for group, rows in chosen:
             D[:, rows] = self.outward(group, V[rows].T)
-        H = normal_product(K.source, K.rows, self.centres, D, K.site)
+        H = normal_product(self.source, K.rows, self.columns, D, K.site)
         H += (self.T.T @ (self.T @ D) - self.stabiliser * D) * np.array(self.shifts)[groups]
         out = np.empty_like(V)
         for group, rows in chosen:
@@ -105,13 +110,17 @@ class Nystrom(Iterative):
         M = min(self.centres, K.n)
         chosen = np.sort(np.random.default_rng(self.seed).choice(K.n, M, replace=False))
         centres = K.rows[chosen]
-        T, stabiliser = _factor(cross_block(K.source, centres, centres))
+        source, columns = gathered(K.source, centres, K.site)
+        square = source.among_columns if isinstance(source, GatheredTiles) else source
+        T, stabiliser = _factor(cross_block(square, columns, columns))
         inner = T @ T.T / M
         A = tuple(cholesky(inner + shift / K.n * np.eye(M), check_finite=False) for shift in added)
         inputs = digest(K.rows, centres, diagonal, np.array(added))
         folder = K.site.folder if K.site is not None else None
         seconds = perf_counter() - started
-        return NystromState(K, centres, values, added, jitter, T, stabiliser, A, folder, inputs, seconds)
+        return NystromState(
+            K, centres, source, columns, values, added, jitter, T, stabiliser, A, folder, inputs, seconds
+        )
 
     def solve(
         self, state: NystromState, Y: ArrayLike, progress: Progress = unwatched
@@ -128,7 +137,7 @@ class Nystrom(Iterative):
         """
         K, targets = state.operator, check_targets(Y, state.operator.n)
         t, M = targets.shape[1], len(state.centres)
-        seen = transposed_product(K.source, K.rows, state.centres, targets, K.site)
+        seen = transposed_product(state.source, K.rows, state.columns, targets, K.site)
         signs = self.signs(M)
         right = np.empty((len(state.ridges), t + PROBES, M))
         for group, A in enumerate(state.A):

@@ -31,6 +31,7 @@ def main() -> None:
     from pipelines.operators import GramOperator
     from pipelines.site import Site
     from pipelines.solvers.conjugate_gradient import ConjugateGradient
+    from pipelines.solvers.preconditioner import preconditioner_bytes
     from pipelines.stores import GramStore
 
     products.SQUARE = 48
@@ -48,7 +49,8 @@ def main() -> None:
         site = stack.enter_context(Site(folder, lambda: workers, 2**30))
         rows = np.arange(ROWS)
         operator = GramOperator(GramStore(store), rows, site)
-        solver = ConjugateGradient(rank_bytes=32 * ROWS * 8, checkpoint_seconds=0.0)
+        memory = preconditioner_bytes(ROWS, 8, "float32")
+        solver = ConjugateGradient(rank_bytes=memory, checkpoint_seconds=0.0)
         Y = np.random.default_rng(0).standard_normal((ROWS, 3))
         solutions = solver.solve(solver.factor(operator, RIDGES), Y, told)
         np.save(out, np.stack([one.alpha for one in solutions]))

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.errors import ExperimentError
 from pipelines.experiment import Solve
 from pipelines.solvers import Choice, Cholesky, Eigen, Estimate, Means, Problem, build, choose, solve_bytes
 from pipelines.solvers.conjugate_gradient import ConjugateGradient
-from pipelines.solvers.costs import LEAST_RANK, RANK, estimates, rank_of
+from pipelines.solvers.costs import estimates, largest_rank
 from pipelines.solvers.mixed import MixedCholesky
 from pipelines.solvers.nystrom import Nystrom
+from pipelines.solvers.preconditioner import preconditioner_bytes
 from pipelines.solvers.tiled_cholesky import TiledCholesky
+from pipelines.spectrum import Spectrum
 from pipelines.speed import Speed
 
 GIB = 2**30
@@ -156,10 +159,27 @@ def test_more_workers_take_less_time_and_refits_more() -> None:
 
 
 def test_the_rank_of_a_preconditioner_gives_way_to_memory() -> None:
-    """Protects the driver: a power of two, so that a start with a little less memory goes on with the same one."""
-    assert rank_of(problem(100_000), PLENTY) == RANK
-    assert rank_of(problem(100_000), replace(PLENTY, driver_bytes=4 * GIB)) == 512
-    assert rank_of(problem(10**7), replace(PLENTY, driver_bytes=GIB)) == LEAST_RANK
+    """Protects the driver: what making it takes is at most half of the memory that is free."""
+    ranks = [
+        largest_rank(problem(100_000), replace(PLENTY, driver_bytes=share * GIB)) for share in (1, 4, 16, 64)
+    ]
+    assert ranks == sorted(ranks)
+    assert len(set(ranks)) == 4
+    for share, rank in zip((1, 4, 16, 64), ranks, strict=True):
+        assert preconditioner_bytes(100_000, rank, "float32") <= share * GIB // 2
+
+
+def test_hard_problems_are_thought_to_take_more_iterations() -> None:
+    """Protects "auto": from the spectrum of a sample, small ridges and slow decay cost passes, up to the limit."""
+    falling = Spectrum(np.arange(1, 1001.0) ** -1.5, 1.5, 1e-3, -1.0)
+    slower = replace(falling, values=np.arange(1, 1001.0) ** -1.1, decay=1.1)
+
+    def passes(spectrum: Spectrum, ridge: float, limit: int = 10**6) -> int:
+        described = problem(50_000, shifts=(50_000 * ridge,), spectrum=spectrum, max_iterations=limit)
+        return choose("conjugate-gradient", described, LAPTOP).estimate.passes
+
+    assert passes(falling, 1e-3) < passes(falling, 1e-5) < passes(slower, 1e-5)
+    assert passes(slower, 1e-9, limit=50) < passes(slower, 1e-9)
 
 
 def chosen(method: str) -> Choice:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +20,7 @@ from pipelines.site import Site
 from pipelines.solvers.base import Solution, Status
 from pipelines.solvers.conjugate_gradient import ConjugateGradient
 from pipelines.solvers.iterated import STATE_FILE
-from pipelines.solvers.preconditioner import (
-    ARRAYS,
-    Preconditioner,
-    decompose,
-    precision_for,
-    randomised_nystrom,
-)
+from pipelines.solvers.preconditioner import preconditioner_bytes
 
 NO_PRECONDITIONER = 1
 """Bytes for a preconditioner of rank one."""
@@ -106,7 +99,10 @@ def test_the_effective_dimension_is_estimated() -> None:
     n, ridges = 500, [1e-2, 1e-4, 1e-6]
     K = gaussian(n)
     values = np.linalg.eigvalsh(K).clip(0)
-    for solver, tolerance in ((ConjugateGradient(), 0.02), (ConjugateGradient(rank_bytes=32 * n * 40), 0.06)):
+    for solver, tolerance in (
+        (ConjugateGradient(), 0.02),
+        (ConjugateGradient(rank_bytes=preconditioner_bytes(n, 40, "float32")), 0.06),
+    ):
         for one in solve(K, ridges, targets(n), solver):
             exact = (values / (values + one.shift)).sum()
             assert one.effective_dimension == pytest.approx(exact, rel=tolerance)
@@ -206,47 +202,6 @@ def test_jitter_and_absolute_ridges_are_those_of_the_direct_solvers() -> None:
     assert relative(one.alpha, direct(K, one.shift, Y)) < 1e-4
 
 
-@settings(deadline=None, max_examples=25)
-@given(n=st.integers(2, 60), rank=st.integers(1, 60), seed=st.integers(0, 5))
-def test_the_nystrom_approximation_is_below_the_matrix(n: int, rank: int, seed: int) -> None:
-    """Protects the preconditioner: orthonormal, 0 <= U l U^T <= K, and K itself where the rank is n."""
-    K = gaussian(n, seed)
-    rank = min(rank, n)
-    omega, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, rank)))
-    U, values, _ = decompose(omega, K @ omega, float(np.finfo(np.float64).eps))
-    np.testing.assert_allclose(U.T @ U, np.eye(rank), atol=1e-10)
-    assert (np.diff(values) <= 0).all()
-    assert values[-1] >= 0
-    assert np.linalg.eigvalsh(K - (U * values) @ U.T).min() > -1e-10 * n
-    if rank == n:
-        np.testing.assert_allclose((U * values) @ U.T, K, atol=1e-9 * n)
-
-
-def test_a_preconditioner_is_applied_as_the_formula_says() -> None:
-    """R6's P^-1, for each row with its own shift."""
-    rng = np.random.default_rng(0)
-    U, _ = np.linalg.qr(rng.standard_normal((30, 4)))
-    values, shifts = np.array([9.0, 4.0, 2.0, 1.0]), np.array([0.5, 3.0])
-    R = rng.standard_normal((2, 30))
-    found = Preconditioner(U, values, 0.0, "float64", "given").solve(R, shifts)
-    for row, v, shift in zip(found, R, shifts, strict=True):
-        weights = (values[-1] + shift) / (values + shift)
-        np.testing.assert_allclose(row, U @ (weights * (U.T @ v)) + v - U @ (U.T @ v), rtol=1e-12)
-
-
-def test_the_rank_grows_with_the_effective_dimension_and_within_its_memory() -> None:
-    K = GramOperator(DenseTiles(gaussian(400), 128), np.arange(400))
-    shifts = [400 * ridge for ridge in (1e-1, 1e-3, 1e-5)]
-    small, middle, large = (randomised_nystrom(K, [shift], 400.0, 2**30, 0).rank for shift in shifts)
-    assert small <= 64 <= middle < large
-    assert randomised_nystrom(K, [shifts[-1]], 400.0, 4 * 8 * 400 * 50, 0).rank <= 50
-
-
-def test_the_sketch_is_in_single_precision_only_where_its_noise_cannot_matter() -> None:
-    assert precision_for(1000.0, 1000 * 1e-6) == "float32"
-    assert precision_for(1000.0, 1000 * 1e-9) == "float64"
-
-
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     from distributed import Client
@@ -267,7 +222,7 @@ def at_site(
         return solver.solve(solver.factor(operator, [1e-1, 1e-3, 1e-4]), Y, **progress)
 
 
-SLOW = ConjugateGradient(rank_bytes=4 * 8 * 120 * 10, checkpoint_seconds=0.0)
+SLOW = ConjugateGradient(rank_bytes=preconditioner_bytes(120, 10, "float32"), checkpoint_seconds=0.0)
 """Many iterations, each of them kept."""
 
 
@@ -313,7 +268,10 @@ def test_a_damaged_checkpoint_is_left_out_with_a_note(tmp_path: Path) -> None:
     """Protects from wrong numbers: a flipped byte, a cut file."""
     whole = at_site(tmp_path / "whole", tasks.Workers(), SLOW)
     for number, spoil in enumerate(
-        (lambda b: b[: len(b) // 2], lambda b: b[:9000] + bytes([b[9000] ^ 1]) + b[9001:])
+        (
+            lambda b: b[: len(b) // 2],
+            lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1 :],
+        )
     ):
         folder = tmp_path / str(number)
         interrupted(folder, 9)
@@ -360,21 +318,47 @@ def test_progress_tells_of_residual_and_ridge(tmp_path: Path) -> None:
     assert told[0][2].endswith(("ridge 0.1", "ridge 0.001", "ridge 0.0001"))
 
 
-def test_making_the_preconditioner_takes_the_memory_that_it_may() -> None:
-    """Protects the plan: the arrays at the peak are as many as it counts, the small ones aside."""
-    n, rank = 4000, 100
+def test_a_start_with_other_memory_or_prices_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    """Protects restarts on a busy machine: the preconditioner that was kept is used, whatever would be chosen now."""
+    whole = at_site(tmp_path / "whole", tasks.Workers(), SLOW)
+    interrupted(tmp_path / "cut", 9)
+    other = replace(SLOW, rank_bytes=2**30, pass_columns=50.0, floor=1.0)
+    assert repr(other) == repr(SLOW), "an address is made of it"
+    seen: list[int] = []
+    again = at_site(tmp_path / "cut", tasks.Workers(), other, progress=lambda done, *_: seen.append(done))
+    same(again, whole)
+    assert seen[0] == 10
 
-    class Decaying:
-        n = 4000
 
-        def matmul(self, V: np.ndarray) -> np.ndarray:
-            return n * np.exp(-np.arange(n) / 100.0)[:, None] * V
+def test_an_iteration_is_not_continued_with_another_preconditioner(tmp_path: Path) -> None:
+    """Protects conjugacy: where the kept preconditioner is lost and another one made, the iteration begins anew."""
+    interrupted(tmp_path / "a", 9)
+    (kept,) = (tmp_path / "a").glob("preconditioner-*.npz")
+    kept.unlink()
+    other = replace(SLOW, rank_bytes=2**30)
+    seen: list[int] = []
+    found = at_site(tmp_path / "a", tasks.Workers(), other, progress=lambda done, *_: seen.append(done))
+    assert seen[0] == 1
+    same(found, at_site(tmp_path / "b", tasks.Workers(), other))
 
-    tracemalloc.start()
-    try:
-        made = randomised_nystrom(Decaying(), [n * 1e-12], 1e9, ARRAYS * 8 * n * rank, 0)  # type: ignore[arg-type]
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert made.rank == rank
-    assert peak < 1.15 * ARRAYS * 8 * n * rank
+
+def test_more_iterations_go_on_where_too_few_ended(tmp_path: Path) -> None:
+    """Protects hours of work: raising solve.max_iterations continues, to the bits of a run that never stopped."""
+    whole = at_site(tmp_path / "whole", tasks.Workers(), SLOW)
+    few = replace(SLOW, max_iterations=7)
+    assert repr(few) == repr(SLOW), "an address is made of it"
+    ended = at_site(tmp_path / "few", tasks.Workers(), few)
+    assert ended[-1].status is Status.NOT_CONVERGED
+    seen: list[int] = []
+    found = at_site(tmp_path / "few", tasks.Workers(), SLOW, progress=lambda done, *_: seen.append(done))
+    assert seen[0] == 8
+    for one, expected in zip(found, whole, strict=True):
+        assert one.status is Status.SOLVED
+        assert one.iterations == expected.iterations
+        np.testing.assert_allclose(one.alpha, expected.alpha, rtol=1e-9, atol=1e-12)
+    repeated: list[int] = []
+    same(
+        at_site(tmp_path / "few", tasks.Workers(), SLOW, progress=lambda done, *_: repeated.append(done)),
+        found,
+    )
+    assert repeated == []

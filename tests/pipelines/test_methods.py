@@ -89,12 +89,16 @@ def test_every_method_finds_the_same_model(
 def test_stored_and_recomputed_tiles_give_the_same_numbers(
     samples: small.Samples, root: Path, tmp_path: Path, method: str
 ) -> None:
-    """Protects the choice by the cost model: where tiles come from leaves no trace in the numbers."""
-    solve = {"method": method, **({"centres": 20} if method == "nystrom" else {})}
+    """Protects the choice by the cost model: where tiles come from leaves no trace in the numbers; where centres are
+    gathered from all over the pool, none beyond rounding."""
+    solve = {"method": method, **({"centres": 12, "tolerance": 1e-10} if method == "nystrom" else {})}
     for tiles in ("stored", "recomputed"):
         fitted(samples, root, tmp_path / tiles, method, tiles, **solve)
     stored, recomputed = (np.load(tmp_path / t / "alpha.npy") for t in ("stored", "recomputed"))
-    np.testing.assert_array_equal(stored, recomputed)
+    if method == "conjugate-gradient":
+        np.testing.assert_array_equal(stored, recomputed)
+    else:
+        np.testing.assert_allclose(stored, recomputed, rtol=1e-6, atol=1e-8 * np.abs(stored).max())
 
 
 def test_coefficients_of_nystrom_are_saved_with_their_centres(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from systems import CountingTiles, DenseTiles, Stop, direct, gaussian, relative, same, targets
 
-from pipelines import normal, tasks
+from pipelines import products, tasks
 from pipelines.errors import DataError, ExperimentError
 from pipelines.normal import normal_product, transposed_product
 from pipelines.operators import GramOperator, predict
@@ -188,7 +188,7 @@ def at_site(folder: Path, workers: tasks.Workers, progress: Any = None) -> tuple
 def test_the_same_bits_on_any_number_of_workers(
     client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(normal, "SQUARE", 32)
+    monkeypatch.setattr(products, "SQUARE", 32)
     here = at_site(tmp_path / "0", tasks.Workers())
     for count in (1, 4):
         same(at_site(tmp_path / str(count), tasks.Workers(client, count)), here)

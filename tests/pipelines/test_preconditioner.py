@@ -1,0 +1,242 @@
+"""The Nystrom preconditioner of conjugate gradients (R6): its sketch, its precision, its rank, its memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from systems import DenseTiles, gaussian, targets
+
+from pipelines.operators import GramOperator
+from pipelines.solvers import preconditioner, sketch
+from pipelines.solvers.conjugate_gradient import ConjugateGradient
+from pipelines.solvers.preconditioner import (
+    Preconditioner,
+    Price,
+    _next,
+    load,
+    preconditioner_bytes,
+    randomised_nystrom,
+    rank_within,
+    save,
+)
+from pipelines.solvers.sketch import Sketch, Spectrum
+
+MEMORY = 2**30
+
+
+def operator(K: np.ndarray) -> GramOperator:
+    return GramOperator(DenseTiles(K, 128), np.arange(len(K)))
+
+
+def approximated(made: Preconditioner) -> np.ndarray:
+    U = made.U.astype(np.float64)
+    return (U * made.values) @ U.T
+
+
+def falling(n: int, power: float, seed: int = 0) -> np.ndarray:
+    """A matrix with eigenvalues n / j^power."""
+    Q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))
+    K = (Q * (n / np.arange(1.0, n + 1) ** power)) @ Q.T
+    return (K + K.T) / 2
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n=st.integers(2, 60),
+    rank=st.integers(1, 60),
+    seed=st.integers(0, 5),
+    precision=st.sampled_from(["float32", "float64"]),
+)
+def test_the_approximation_is_below_the_matrix(n: int, rank: int, seed: int, precision: str) -> None:
+    """Protects R6: orthonormal, 0 <= U l U^T <= K up to the rounding of the precision, and what the sketch has seen
+    of K is in it."""
+    K = gaussian(n, seed)
+    rank = min(rank, (n + 1) // 2)
+    made = Sketch(operator(K), precision, rank, seed)
+    made.grow(rank)
+    found = made.spectrum()
+    V = made._omega(slice(0, n), 0, rank).astype(np.float64)
+    U = made.eigenvectors(found).astype(np.float64)
+    unit = float(np.finfo(precision).eps)
+    np.testing.assert_allclose(U.T @ U, np.eye(len(found.values)), atol=20 * unit)
+    assert (np.diff(found.values) <= 0).all()
+    approximation = (U * found.values) @ U.T
+    assert np.linalg.eigvalsh(K - approximation).min() > -20 * unit * n
+    # the exact Nystrom approximation from the same test matrix, by its pseudo-inverse
+    exact = K @ V @ np.linalg.pinv(V.T @ K @ V, rcond=1e-14, hermitian=True) @ V.T @ K
+    assert np.linalg.norm(approximation - exact, 2) < 100 * found.noise
+
+
+def test_a_sketch_that_grew_is_the_one_made_at_once() -> None:
+    """Protects doubling: columns sketched before stay, and the test matrix is the same whenever it is drawn."""
+    K = operator(gaussian(300))
+    grown, whole = Sketch(K, "float64", 150, 3), Sketch(K, "float64", 150, 3)
+    for rank in (64, 128, 150):
+        grown.grow(rank)
+    whole.grow(150)
+    np.testing.assert_allclose(grown.spectrum().values, whole.spectrum().values, rtol=1e-9)
+
+
+def test_a_matrix_of_low_rank_is_known_exactly() -> None:
+    X = np.random.default_rng(0).standard_normal((200, 7))
+    K = X @ X.T
+    made = randomised_nystrom(operator(K), [1e-6], MEMORY, 0)
+    assert made.rank == 7
+    np.testing.assert_allclose(made.values, np.linalg.eigvalsh(K)[::-1][:7], rtol=1e-4)
+    np.testing.assert_allclose(approximated(made), K, atol=1e-4 * np.linalg.norm(K, 2))
+
+
+def test_a_preconditioner_is_applied_as_the_formula_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6's P^-1, for each row with its own shift, block by block."""
+    monkeypatch.setattr(sketch, "ROWS", 8)
+    rng = np.random.default_rng(0)
+    U, _ = np.linalg.qr(rng.standard_normal((30, 4)))
+    values, shifts = np.array([9.0, 4.0, 2.0, 1.0]), np.array([0.5, 3.0])
+    R = rng.standard_normal((2, 30))
+    made = Preconditioner(U, values, "float64", "given")
+    before = R.copy()
+    for row, v, shift in zip(made.solve(R, shifts), R, shifts, strict=True):
+        weights = (values[-1] + shift) / (values + shift)
+        np.testing.assert_allclose(row, U @ (weights * (U.T @ v)) + v - U @ (U.T @ v), rtol=1e-12)
+    np.testing.assert_array_equal(R, before)
+    A = (U * values) @ U.T
+    expected = [z @ A @ np.linalg.solve(A + 0.5 * np.eye(30), z) for z in R]
+    np.testing.assert_allclose(made.quadratic_forms(R, 0.5), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("power", "shift"), [(2.0, 1e-4), (4.0, 1e-5), (6.0, 1e-9)])
+def test_the_inverse_is_positive_definite(power: float, shift: float) -> None:
+    """Protects conjugate gradients: U is orthonormal to well below the smallest eigenvalue of P^-1, also where that is
+    at the rounding of the precision that U is held in."""
+    n = 300
+    made = randomised_nystrom(operator(falling(n, power)), [shift], MEMORY, 0)
+    inverse = made.solve(np.eye(n), np.full(n, shift))
+    least = (made.values[-1] + shift) / (made.values[0] + shift)
+    assert least < 1e-3
+    np.testing.assert_allclose(inverse, inverse.T, atol=1e-14)
+    assert np.linalg.eigvalsh((inverse + inverse.T) / 2)[0] > 0.5 * least
+
+
+def test_rounding_of_the_eigenvectors_costs_no_iterations() -> None:
+    """Protects what is held in float32: as many iterations as with the same preconditioner in float64, within two."""
+    n = 500
+    K, Y = falling(n, 1.5), targets(n)
+    solver = ConjugateGradient(rank_bytes=preconditioner_bytes(n, 128, "float32"))
+    state = solver.factor(operator(K), [1e-5])
+    single = state.preconditioner
+    assert single.U.dtype == np.float32
+    assert single.values[0] > 1e3 * single.values[-1]
+    Q, _ = np.linalg.qr(single.U.astype(np.float64))
+    Q *= np.sign((Q * single.U).sum(axis=0))
+    double = replace(state, preconditioner=replace(single, U=Q))
+    counts = [solver.solve(one, Y)[0].iterations for one in (state, double)]
+    assert counts[0] > 10
+    assert abs(counts[0] - counts[1]) <= 2
+
+
+def test_the_rank_grows_with_the_effective_dimension_and_within_its_memory() -> None:
+    K = operator(gaussian(400))
+    shifts = [400 * ridge for ridge in (1e-1, 1e-3, 1e-5)]
+    small, middle, large = (
+        randomised_nystrom(K, [shift], MEMORY, 0, pass_columns=1.0).rank for shift in shifts
+    )
+    assert small <= 64 <= middle < large
+    assert randomised_nystrom(K, [shifts[-1]], preconditioner_bytes(400, 50, "float32"), 0).rank <= 50
+
+
+def test_the_rank_follows_what_a_pass_costs_and_what_is_known_of_the_smallest_eigenvalue() -> None:
+    """Protects the price: dear passes are saved by a larger rank; a matrix with a floor needs less."""
+    n = 600
+    K = operator(falling(n, 1.2))
+    cheap, dear = (randomised_nystrom(K, [1e-3], MEMORY, 0, pass_columns=cost).rank for cost in (0.0, 200.0))
+    assert cheap < dear
+    assert randomised_nystrom(K, [1e-3], MEMORY, 0, floor=100.0).rank < cheap
+
+
+def test_more_columns_are_worth_it_where_they_save_more_than_they_cost() -> None:
+    """Protects the units: columns of a float64 product, at the size that dear passes are met at."""
+    price = Price(100_000, (0.5,), 1e-6, 200.0)
+    assert price.growing(8192, 4096, "float32") == pytest.approx(2048 + 400 + 1760 + 275, rel=0.01)
+    one = preconditioner.iterations(23.0, 0.5, 1e-6)
+    assert price.solving(23.0, 4096) == pytest.approx(one * (200 + 14 * 1.08), rel=0.01)
+    assert price.solving(23.0, 4096) - price.solving(10.0, 8192) > price.growing(8192, 4096, "float32")
+
+
+def test_single_precision_is_left_only_where_its_rounding_hides_what_the_ridge_does_not() -> None:
+    """Protects the price of a sketch, twice as much in float64, and small ridges, which need it."""
+    K = operator(falling(400, 4.0))
+    above = randomised_nystrom(K, [1e-2], MEMORY, 0)
+    assert (above.precision, above.U.dtype) == ("float32", np.float32)
+    below = randomised_nystrom(K, [1e-9], MEMORY, 0, pass_columns=10.0)
+    assert (below.precision, below.U.dtype) == ("float64", np.float64)
+    assert below.values[-1] < 1e-3 * above.values[-1]
+
+
+def test_single_precision_stays_where_double_would_not_reach_further() -> None:
+    """Protects a sketch in float32 from being thrown away where memory holds no larger rank in float64."""
+    none = np.empty((0, 0))
+    seen = Spectrum(np.linspace(9.0, 1.0, 60), none, none, 0.2, 100, "float32")
+    price = Price(10_000, (1e-6,), 1e-6, 100.0)
+    assert _next(seen, None, {"float32": 100, "float64": 60}, price)[1] == "as much memory as it may have"
+    assert _next(seen, None, {"float32": 100, "float64": 70}, price) == (("float64", 70), "")
+    coarse = replace(price, shifts=(0.05,))
+    assert _next(seen, None, {"float32": 100, "float64": 70}, coarse)[1] == "rounding hides what is below 0.2"
+
+
+def test_nothing_of_a_matrix_of_zeros() -> None:
+    made = randomised_nystrom(operator(np.zeros((50, 50))), [1e-2], MEMORY, 0)
+    assert made.rank == 0
+    R = targets(50).T
+    np.testing.assert_array_equal(made.solve(R, np.full(3, 1e-2)), R)
+
+
+def test_kept_and_read_again(tmp_path: Path) -> None:
+    made = randomised_nystrom(operator(gaussian(100)), [1e-2], MEMORY, 0)
+    save(tmp_path / "p.npz", made)
+    found = load(tmp_path / "p.npz", 100)
+    assert found is not None
+    np.testing.assert_array_equal(found.U, made.U)
+    np.testing.assert_array_equal(found.values, made.values)
+    assert (found.precision, found.reason, found.U.dtype) == (made.precision, made.reason, made.U.dtype)
+    assert load(tmp_path / "p.npz", 99) is None
+    assert load(tmp_path / "none.npz", 100) is None
+
+
+@given(
+    limit=st.integers(0, 10**9), n=st.integers(1, 10**6), precision=st.sampled_from(["float32", "float64"])
+)
+def test_the_largest_rank_within_memory(limit: int, n: int, precision: str) -> None:
+    rank = rank_within(limit, n, precision)
+    assert 1 <= rank <= (n + 1) // 2 or n == rank == 1
+    assert rank == 1 or preconditioner_bytes(n, rank, precision) <= limit
+    assert rank == (n + 1) // 2 or preconditioner_bytes(n, rank + 1, precision) > limit
+
+
+@pytest.mark.parametrize("rank", [100, 600])
+def test_making_it_takes_the_memory_that_it_may(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the plan: the arrays at the peak are as many as it counts."""
+    n = 6000
+    monkeypatch.setattr(sketch, "SKETCH_COLUMNS", 128)
+    monkeypatch.setattr(preconditioner, "SKETCH_COLUMNS", 128)
+
+    class Decaying:
+        n = 6000
+
+        def sketch(self, V: np.ndarray) -> np.ndarray:
+            return np.multiply((n / np.arange(1.0, n + 1))[:, None], V)
+
+    limit = preconditioner_bytes(n, rank, "float32")
+    tracemalloc.start()
+    try:
+        made = randomised_nystrom(Decaying(), [1e-6], limit, 0, pass_columns=1e6)  # type: ignore[arg-type]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.rank == rank
+    assert 0.6 * limit < peak < 1.1 * limit
