@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,10 @@ import pytest
 if TYPE_CHECKING:
     # Imported by the fixtures that use it: tests of kernels/ run where Zarr and Dask are not installed.
     import small
+
+# What a shell starts in the background, and all that this starts, ignores Ctrl-C; tests send it to their children.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_DATA = os.environ.get("MEGAGRAM_DATA", "")
 

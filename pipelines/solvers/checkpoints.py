@@ -18,6 +18,8 @@ from .base import Solution, Status
 
 ARRAYS = ("alpha", "loo")
 
+EARLIER = "solved by an earlier start, whose time and memory these are"
+
 
 class Checkpoints:
     """One folder for each ridge that is solved, under ``folder``; none are kept where that is None."""
@@ -37,7 +39,7 @@ class Checkpoints:
                 for name in ARRAYS
                 if facts.pop(f"has_{name}")
             }
-            facts |= {"status": Status(facts["status"]), "notes": tuple(facts["notes"])}
+            facts |= {"status": Status(facts["status"]), "notes": (*facts["notes"], EARLIER)}
             return Solution(**facts, **arrays)
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ import pytest
 from pipelines import leases, tasks
 from pipelines.site import Site
 from pipelines.solvers.base import Solution, Status
-from pipelines.solvers.checkpoints import Checkpoints
+from pipelines.solvers.checkpoints import EARLIER, Checkpoints
 
 SOLUTION = Solution(
     alpha=np.random.default_rng(0).standard_normal((7, 3)),
@@ -38,6 +38,8 @@ def test_a_solution_comes_back_bit_by_bit(loo: np.ndarray | None, tmp_path: Path
     kept.save(saved)  # as a second driver does
     found = Checkpoints(tmp_path / "solve").load(1e-7)
     assert found is not None
+    assert found.notes == ("one", "two", EARLIER)
+    found = replace(found, notes=saved.notes)
     for field in fields(Solution):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(saved, field.name))
     assert isinstance(found.status, Status)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from kernels.base import KernelError
 from kernels.registry import from_description
-from pipelines import experiment, plan, pools, stores
+from pipelines import experiment, pools, speed, stores
 from pipelines.errors import DataError, ExperimentError
 from pipelines.experiment import Experiment
 from pipelines.precomputed import Precomputed
@@ -275,11 +275,11 @@ def test_a_matrix_smaller_than_the_calibrations_blocks(
     monkeypatch.setattr(Precomputed, "pair", pair)
     # With this clock every call takes one second.
     ticks = iter(range(10**6))
-    monkeypatch.setattr(plan.time, "perf_counter", lambda: float(next(ticks)))
-    speed = plan.calibrate(kernel, (1,), "float32", seconds=100.0)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: float(next(ticks)))
+    rates = speed.calibrate(kernel, (1,), "float32", seconds=100.0)
     assert max(asked) == (40, 40)
-    assert speed.entries == 40 * 40
-    assert plan.sample(kernel, (1,), "float32", 4096).rows.tolist() == list(range(40))
+    assert rates.entries == 40 * 40
+    assert speed.sample(kernel, (1,), "float32", 4096).rows.tolist() == list(range(40))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".zarr"])

@@ -104,8 +104,8 @@ def test_a_process_that_dies_while_committing_leaves_the_old_latest(
 def test_what_was_committed_is_durable(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Protects results from power loss: every file and the folder are synced before latest points there."""
     synced: list[str] = []
-    sync, point = results._sync, ResultStore._point_latest
-    monkeypatch.setattr(results, "_sync", lambda path: (synced.append(path.name), sync(path)))
+    sync, point = results.sync, ResultStore._point_latest
+    monkeypatch.setattr(results, "sync", lambda path: (synced.append(path.name), sync(path)))
     monkeypatch.setattr(
         ResultStore, "_point_latest", lambda self, run: (synced.append("latest"), point(self, run))
     )
