@@ -28,12 +28,15 @@ class Terminal:
         self._printed = 0.0
         self._began = 0.0
         self._first = 0
+        self._what = ""
 
     def stage(self, experiment: str, name: str) -> None:
         self._clear()
         self.console.print(f"[bold]{experiment}[/bold]: {name}")
 
     def progress(self, done: int, total: int, message: str) -> None:
+        # What is counted stands before a comma, and how it goes after it.
+        what, _, detail = message.partition(", ")
         if self.console.is_terminal:
             if self._bar is None:
                 self._bar = Progress(
@@ -46,8 +49,6 @@ class Terminal:
                     transient=True,
                 )
                 self._bar.start()
-            # What is counted stands before a comma, and how it goes after it.
-            what, _, detail = message.partition(", ")
             if self._task is None or self._bar.tasks[-1].description != what:
                 if self._task is not None:
                     self._bar.remove_task(self._task)
@@ -59,7 +60,8 @@ class Terminal:
                 self._clear()
                 self.console.print(f"  {message}: {total} done{self._rate(done)}")
             return
-        if self._began == 0.0 or done < self._first:
+        if self._began == 0.0 or done < self._first or what != self._what:
+            self._what = what
             self._start(done)
         if done == total or time.monotonic() - self._printed > EVERY_SECONDS:
             self._printed = time.monotonic()
