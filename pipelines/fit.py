@@ -193,7 +193,9 @@ class _Fit:
             address = solve_address(self.gram, rows, targets, what)
             folder = self.place.root / SOLVES / address
             self.place.use(folder)
-            site = self.sites.enter_context(Site(folder, self.place.workers, self.place.memory_bytes))
+            site = self.sites.enter_context(
+                Site(folder, self.place.workers, self.place.memory_bytes, self.progress)
+            )
             self.site = self.site or site
         K = operators.GramOperator(self.gram, rows, site)
         # Threads of a small product spend their time waiting for each other, most of all on a busy machine.

@@ -168,7 +168,12 @@ class GramOperator:
 
     def sketch(self, V: np.ndarray) -> np.ndarray:
         """K @ V for V (n, t) with tiles multiplied in float32: for what needs no more than its leading digits."""
-        return product(self.source, self.rows, self.rows, V, self.site, np.float32)
+
+        def watch(done: int, total: int) -> None:
+            if self.site is not None:
+                self.site.progress(done, total, f"parts of the matrix sketched, {V.shape[1]} columns")
+
+        return product(self.source, self.rows, self.rows, V, self.site, np.float32, progress=watch)
 
     def block(self, rows: slice, columns: slice, dtype: DTypeLike = np.float64) -> np.ndarray:
         """The block of the matrix between two ranges of positions, C order."""

@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -24,13 +25,20 @@ class Site:
     """A context manager for the time of one solve.
 
     folder: of this solve, made when it is entered. workers: opens the workers when they are needed.
-    memory_bytes: what one worker may hold.
+    memory_bytes: what one worker may hold. progress: hears of long work that nobody else reports.
     """
 
-    def __init__(self, folder: Path, workers: tasks.Open, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workers: tasks.Open,
+        memory_bytes: int,
+        progress: Callable[[int, int, str], None] = lambda done, total, message: None,
+    ) -> None:
         self.folder = folder
         self.workers = workers
         self.memory_bytes = memory_bytes
+        self.progress = progress
         self._scratch = folder / f"scratch-{leases.host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._numbers = itertools.count()
         self._stack = contextlib.ExitStack()

@@ -70,7 +70,9 @@ class ConjugateGradient(Iterative):
         path = folder / f"preconditioner-{inputs}.npz" if folder is not None else None
         made = load(path, K.n) if path is not None else None
         if made is None:
-            made = randomised_nystrom(K, added, self.rank_bytes, self.seed, self.tolerance, self.pass_columns)
+            made = randomised_nystrom(
+                K, added, self.rank_bytes, self.seed, self.tolerance, self.pass_columns, self.floor
+            )
             if path is not None:
                 save(path, made)
         seconds = perf_counter() - started
