@@ -42,6 +42,8 @@ from pipelines.errors import ChunkLost, MegagramError
 from pipelines.experiment import Experiment
 from pipelines.fit import hash_array
 from pipelines.recomputed import RecomputedTiles
+from pipelines.solvers import tiled_factor
+from pipelines.solvers.base import Status
 from pipelines.stores import FeatureStore, GramStore
 
 T = TypeVar("T")
@@ -127,8 +129,8 @@ class Cluster:
     def rest(self) -> None:
         """Have idle workers give back the memory of what they kept."""
         if self._workers is not None and self._workers.client is not None:
-            self._workers.client.run(gram.forget)
-        gram.forget()
+            self._workers.client.run(_forget)
+        _forget()
 
     def close(self) -> None:
         self._workers = None
@@ -141,6 +143,12 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
         self._told.close()
+
+
+def _forget() -> None:
+    """Give back the memory of kept blocks and tiles of factors; runs on workers."""
+    tiled_factor.release()
+    gram.forget()
 
 
 def told_path(profile: Profile) -> str:
@@ -315,7 +323,8 @@ class Work:
         )
         report.build(result, self._folder)
         self._results.commit(self.run, result)
-        inventory.remove_solves(self.root, self._solves)
+        if all(entry["status"] != Status.NOT_CONVERGED for entry in self.evaluation["path"]):
+            inventory.remove_solves(self.root, self._solves)
         self.journal.finish("done", report=str(final / "report.html"), result=str(final))
         self.result = result
         self.folder = final

@@ -254,7 +254,9 @@ def matrix_identity(source: TileSource) -> Any:
     if isinstance(source, Store):
         return [source.path.name, source.axes]
     if isinstance(source, RecomputedTiles):
-        return [json.loads(source.kernel), list(source.samples), source.dtype, source.side]
+        # A feature store's name is a digest of the preprocessing and of the kernel's revision as well.
+        stores = [Path(source.rows).name, Path(source.columns).name]
+        return [json.loads(source.kernel), stores, list(source.samples), source.dtype, source.side]
     raise TypeError(f"nothing names the tiles of {type(source).__name__}")
 
 

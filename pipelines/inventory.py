@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+import uuid
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,18 @@ def solve_paths(root: Path) -> list[Path]:
     return [path for path in sorted((root / SOLVES).glob("*")) if not path.name.startswith(".")]
 
 
+def resumable_bytes(root: Path, name: str) -> int:
+    """Bytes of what unfinished runs of an experiment left for its next start: solves and their factors."""
+    used = [
+        Path(path)
+        for run in journals(root, name)
+        if run.get("state") != "done"
+        for path in run.get("uses", ())
+    ]
+    folders = {root / SOLVES / path.name for path in used if path.parent.name == SOLVES}
+    return sum(folder_bytes(path) for path in (*folders, *_factors(root, {path.name for path in folders})))
+
+
 def half_removed(root: Path) -> list[Path]:
     """The folders of solves that were being removed when their remover died."""
     return sorted((root / SOLVES).glob(".*"))
@@ -66,12 +79,7 @@ def half_removed(root: Path) -> list[Path]:
 def remove_solves(root: Path, folders: Sequence[Path]) -> None:
     """Remove what solves kept, their factors included, once their result is safe; not where others work."""
     names = {folder.name for folder in folders}
-    going = [folder for folder in folders if folder.exists()]
-    for path in store_paths(root) if names else ():
-        if path.parent.name == FactorStore.kind:
-            with contextlib.suppress(StoreError):
-                if open_store(path).description.get("of") in names:
-                    going.append(path)
+    going = [*(folder for folder in folders if folder.exists()), *_factors(root, names)]
     for path in going:
         if not leases.living(path):
             _remove(path)
@@ -95,7 +103,7 @@ def remove(entries: Sequence[Entry]) -> str:
 
 def _remove(path: Path) -> None:
     # Renamed first: no other process may find half of a store.
-    going = path.with_name(f".{path.name}.removed")
+    going = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.removed")
     with contextlib.suppress(FileNotFoundError):  # another process removed it
         path.rename(going)
         shutil.rmtree(going)
@@ -156,3 +164,14 @@ def _holds(store: Store) -> str:
     family = kernel.get("family") or kernel.get("kernel") or ("ntk" if kernel.get("tangent") else "")
     sizes = " x ".join(str(axis["rows"]) for axis in (store.axes if len(store.axes) > 1 else store.axes * 2))
     return f"{kernel['kind']} {family} over {rows['source']} ({rows['part']}), {sizes}, {described['dtype']}"
+
+
+def _factors(root: Path, solves: Collection[str]) -> list[Path]:
+    """The stores of factors that solves of these names made."""
+    found = []
+    for path in store_paths(root) if solves else ():
+        if path.parent.name == FactorStore.kind:
+            with contextlib.suppress(StoreError):
+                if open_store(path).description.get("of") in solves:
+                    found.append(path)
+    return found

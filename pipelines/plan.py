@@ -17,6 +17,7 @@ from .errors import DoesNotFit
 from .experiment import Experiment
 from .features import prepared_description
 from .fit import SMALL, train_targets
+from .inventory import resumable_bytes
 from .matrices import MatrixPlan, matrix_plans, missing_blocks, run_kernel
 from .pools import Pools, fit_rows, kernel_shape
 from .products import square_side
@@ -233,7 +234,8 @@ def make(
             calibrate(kernel, shape, dtype, ask=ask),
             read=read_rate(root, n * (n + 1) // 2 * np.dtype(dtype).itemsize),
         )
-        driver_bytes, disk_free = memory.available_bytes(), _disk_free(root)
+        driver_bytes = memory.available_bytes()
+        disk_free = _disk_free(root) + resumable_bytes(root, experiment.name)
     else:
         path, remark = "assumed machines", f"rates of profile {assumed.name}, none of them measured"
         speed = assumed.speed(kernel, shape, dtype)

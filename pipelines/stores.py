@@ -134,6 +134,8 @@ class Store:
             raise ChunkLost(f"{label} is missing; run the experiment again to compute it")
         try:
             values = self._values(name, index, selection)
+        except FileNotFoundError:
+            raise ChunkLost(f"{label} was set aside by another process; run the experiment again") from None
         except (ValueError, RuntimeError) as error:
             # As Zarr's codecs do on a wrong checksum, a truncated or an empty file.
             self.set_aside(name, index)
@@ -407,6 +409,8 @@ class TileStore(Store):
         rows, columns = self.grid.extent(tile)
         if block.shape != (rows.stop - rows.start, columns.stop - columns.start):
             raise StoreError(f"{self.path}: a block of shape {block.shape} is not tile {tile[0]}/{tile[1]}")
+        with np.errstate(over="ignore"):  # beyond the store's dtype: refused as what it became
+            block = np.ascontiguousarray(block, self.dtype)
         if not all_finite(block):
             finite = np.isfinite(block)
             i, j = np.unravel_index(int(np.argmin(finite)), block.shape)
@@ -422,7 +426,7 @@ class TileStore(Store):
             block = whole
         self.array(self.matrix)  # whose metadata, damaged, would make the file unreadable
         with disk_errors(self.path):
-            write_tile_file(self.chunk(self.matrix, tile), np.ascontiguousarray(block, self.dtype))
+            write_tile_file(self.chunk(self.matrix, tile), block)
         return True
 
 

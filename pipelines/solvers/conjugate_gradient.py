@@ -125,7 +125,7 @@ class ConjugateGradient(Iterative):
                 notes=(
                     *jitter_notes(state.jitter),
                     state.preconditioner.note(shift),
-                    *self.why_not(iteration, group, "solve.rank_bytes"),
+                    *self.why_not(iteration, group, "give the driver more memory for its preconditioner"),
                 ),
             )
 

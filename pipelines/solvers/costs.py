@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .. import normal
 from ..memory import WORKER_BASE_BYTES
 from ..products import SQUARE
 from ..spectrum import Spectrum
@@ -193,9 +194,12 @@ def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estim
         # The solver doubles the rank while that pays, within the memory that it is given.
         ranks = [LEAST_RANK * 2**k for k in range(20)]
         within = [rank for rank in ranks if rank <= largest_rank(problem, means)] or [LEAST_RANK]
-        found = min((_gradients(problem, means, tiles, rank) for rank in within), key=lambda one: one.seconds)
-        bytes_ = preconditioner_bytes(problem.n, within[-1], "float32")
-        found = replace(found, rank_bytes=bytes_, floor=floor_of(problem))
+        ways = {rank: _gradients(problem, means, tiles, rank) for rank in within}
+        best = min(ways, key=lambda rank: ways[rank].seconds)
+        # The solver learns the spectrum as it goes, and may want more than was guessed.
+        room = ways[min(2 * best, within[-1])]
+        found = replace(ways[best], driver_bytes=room.driver_bytes, rank_bytes=room.rank_bytes)
+        found = replace(found, floor=floor_of(problem))
         return replace(found, obstacle=_obstacle(found, problem, means))
     n, m = problem.n, problem.centres
     passes = min(FALKON_ITERATIONS, problem.max_iterations or FALKON_ITERATIONS) + 3
@@ -207,6 +211,8 @@ def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estim
     found = _by_passes(
         method, problem, means, tiles, n * touched, passes, arithmetic, driver, disk, _systems(problem)
     )
+    worker = WORKER_BASE_BYTES + normal.worker_bytes(problem.side, m, _systems(problem), problem.itemsize)
+    found = replace(found, worker_bytes=max(found.worker_bytes, worker))
     return replace(found, obstacle=_obstacle(found, problem, means))
 
 
@@ -231,7 +237,7 @@ def _gradients(problem: Problem, means: Means, tiles: str, rank: int) -> Estimat
         "conjugate-gradient", problem, means, tiles, entries, passes, arithmetic, driver, disk, widest
     )
     dense = DENSE_PRODUCTS * n * rank**2 / speed.operations * (2 if problem.refit else 1)
-    return replace(found, seconds=found.seconds + dense, pass_columns=pass_columns)
+    return replace(found, seconds=found.seconds + dense, pass_columns=pass_columns, rank_bytes=rank_bytes)
 
 
 def _pass_columns(problem: Problem, means: Means, tiles: str) -> float:

@@ -70,7 +70,7 @@ class Iterative:
         return digest(*parts, str((self.tolerance, self.seed)))
 
     def why_not(self, state: State, group: int, advice: str) -> tuple[str, ...]:
-        """Why a ridge ended above the residual asked for, if it did; advice: what to raise beside iterations."""
+        """Why a ridge ended above the residual asked for, if it did; advice: what else would help."""
         if state.residual[group] <= self.tolerance:
             return ()
         reached = f"the relative residual {state.residual[group]:.1e} is above {self.tolerance:g}: "
@@ -81,7 +81,7 @@ class Iterative:
             )
         if state.iterations[group] >= self.max_iterations:
             return (
-                f"{reached}{self.max_iterations} iterations were done; raise solve.max_iterations or {advice}, "
+                f"{reached}{self.max_iterations} iterations were done; raise solve.max_iterations, {advice}, "
                 "or take a larger ridge",
             )
         return (f"{reached}rounding lets it fall no further; take a larger ridge or solve.tolerance",)
@@ -147,6 +147,9 @@ def _solved_before(
         if solution is not None:
             found[group] = solution
             state.phase[group] = ENDED
+            first, t = group * systems_of_one, solution.alpha.shape[1]
+            state.X[first : first + t] = solution.alpha.T
+            state.residual[group], state.iterations[group] = solution.residual, solution.iterations
             state.live[group * systems_of_one : (group + 1) * systems_of_one] = False
         elif resumed:  # the iterate is there
             state.phase[group] = MEASURING

@@ -167,7 +167,7 @@ class Nystrom(Iterative):
                     *jitter_notes(state.jitter),
                     f"Nystrom with {M} centres of {K.n} samples; {state.stabiliser:.1e} was added to the diagonal "
                     "of K_MM in the preconditioner",
-                    *self.why_not(iteration, group, "solve.centres"),
+                    *self.why_not(iteration, group, "take other solve.centres"),
                 ),
             )
 

@@ -8,6 +8,7 @@ columns, and solves for its part. So the sums are the same however many workers 
 from __future__ import annotations
 
 import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def take(block: Tile, task: Substitution) -> None:
                 to, of = _extent(task, i, first), _extent(task, j, others)
                 result[to] += _tile(task, i, j) @ known[of]
     path = task.file(block)
-    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with disk_errors(path.parent):
         with temporary.open("wb") as stream:
             np.save(stream, to_host(result))

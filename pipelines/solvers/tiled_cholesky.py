@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import leases
-from ..errors import ExperimentError
+from ..errors import ExperimentError, NumericalError
 from ..memory import WORKER_BASE_BYTES, WRITTEN_CHUNKS, peak_bytes
 from ..operators import GramOperator
 from ..site import Site
@@ -39,7 +39,7 @@ from .checkpoints import Checkpoints
 from .cholesky import PROBES
 from .factor_order import BEGUN
 from .substitution import substitute
-from .tiled_factor import FactorJob, NotPositiveDefinite, complete, mending, release, release_all
+from .tiled_factor import FactorJob, complete, mending, release, release_all
 
 SINGLE = "a float32 factor, refined to a float64 residual, was enough at this ridge"
 DOUBLE = "a float64 factor was used: a float32 one is not enough at this ridge"
@@ -140,11 +140,12 @@ class TiledCholesky(DirectSolver):
         if state.shifts[k] > state.double_from:
             try:
                 solution = self._solve_in("float32", state, k, Y, progress)
-            except NotPositiveDefinite:
+            except NumericalError:  # of K itself float64 says the same
                 pass
             else:
                 if solution.residual <= ACCURATE:
                     return replace(solution, notes=(*solution.notes, SINGLE))
+        self._remove_factors(state)
         solution = self._solve_in("float64", state, k, Y, progress)
         return replace(solution, notes=(*solution.notes, DOUBLE))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small import Samples, make, use_tile_side
 
-from pipelines import products, tasks
+from pipelines import fit, products, tasks
 from pipelines.errors import ChunkLost, NumericalError
 from pipelines.operators import GramOperator, predict
 from pipelines.products import product
@@ -129,6 +129,23 @@ def test_a_recomputed_value_that_is_not_finite_is_named(few_tiles_a_square: None
     with pytest.raises(NumericalError, match="between samples 19 and 0"):
         source.read_tile(2, 0)
     gram.forget()
+
+
+def test_recomputed_matrices_are_told_apart_by_their_preprocessing(
+    few_tiles_a_square: None, tmp_path: Path
+) -> None:
+    """Protects from another matrix's solution: raw samples and kernel are the same, the prepared ones are not."""
+    samples = Samples(tmp_path / "data").write(N)
+    found = []
+    for steps in (["scale"], ["scale", "normalise"]):
+        experiment = samples.experiment(
+            data={"train": N, "validation": None, "preprocess": steps}, solve={"select": "loo"}
+        )
+        path = Path(make(experiment, tmp_path / "root").features[0].store)
+        found.append(RecomputedTiles.of(experiment.kernel_object, path, path, "float64", 2**30))
+    assert found[0].kernel == found[1].kernel
+    assert found[0].samples == found[1].samples
+    assert fit.matrix_identity(found[0]) != fit.matrix_identity(found[1])
 
 
 def test_a_store_that_grew_is_opened_again_by_a_worker(few_tiles_a_square: None, tmp_path: Path) -> None:

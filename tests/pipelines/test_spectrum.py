@@ -48,3 +48,7 @@ def test_a_plan_samples_the_training_rows_alone(tmp_path_factory: pytest.TempPat
     assert again is not None
     np.testing.assert_array_equal(again.values, found.values)
     assert sampled(resolved, kernel, "float64", LEAST**2 - 1.0) is None
+    zeros = replace(resolved, train=replace(resolved.train, X=np.zeros_like(X)))
+    assert (
+        sampled(zeros, from_description({"kind": "dot-product", "kernel": "linear"}), "float64", 1e9) is None
+    )

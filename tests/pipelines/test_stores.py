@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,31 @@ def test_a_block_of_another_shape_is_no_tile(root: Path) -> None:
     store = gram_store(root)
     with pytest.raises(StoreError, match=r"shape \(1, 1\) is not tile 0/0"):
         store.write_tile((0, 0), np.ones((1, 1)))
+    assert not store.present()
+
+
+def test_a_tile_that_another_reader_sets_aside_meanwhile_is_lost(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects two workers that meet one damaged tile: for both it is one to be computed again."""
+    store = gram_store(root)
+    store.write_tile((0, 0), tile_of(store, (0, 0)))
+    values = GramStore._values
+
+    def late(self: GramStore, name: str, index: Any, selection: Any) -> np.ndarray:
+        self.chunk(name, index).unlink()
+        return values(self, name, index, selection)
+
+    monkeypatch.setattr(GramStore, "_values", late)
+    with pytest.raises(ChunkLost, match="set aside by another process"):
+        store.read_tile(0, 0)
+
+
+def test_values_beyond_the_store_s_dtype_are_refused(root: Path) -> None:
+    """Protects readers: what float32 makes infinite is not stored."""
+    store = gram_store(root, dtype="float32")
+    with pytest.raises(NumericalError, match="not finite"):
+        store.write_tile((0, 0), np.full(tile_of(store, (0, 0)).shape, 1e39))
     assert not store.present()
 
 
