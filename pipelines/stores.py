@@ -655,16 +655,17 @@ def _open_or_create(
     arrays: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], str, list[int]]],
 ) -> Path:
     """The store of ``description`` whose samples are these; grown, or created, where needed."""
+    name = address(description)
     while True:
+        # Chosen before it is looked what there is: whatever another process makes meanwhile is found, or lies here.
+        # A folder without metadata, half removed perhaps, is no store, but takes its place all the same.
+        path = next(p for k in count() if not (p := _generation(root, kind, name, k)).exists())
         found = existing(root, kind, description, axes)
         if found is not None:
             path, relation = found
             if relation == "grown":
                 open_store(path).grow(axes)
             return path
-        name = address(description)
-        # A folder without metadata, half removed perhaps, is no store, but takes its place all the same.
-        path = next(p for k in count() if not (p := _generation(root, kind, name, k)).exists())
         # Another process may have made the store meanwhile: then look again.
         with suppress(FileExistsError):
             _create(path, kind, description, axes, arrays)
