@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 
-from pipelines import leases, results
-from pipelines.inventory import inventory, inventory_rows, remove, unused
-from pipelines.stores import folder_bytes
+from pipelines import fit, leases, results
+from pipelines.inventory import inventory, inventory_rows, remove, resumable_bytes, unused
+from pipelines.results import Journal
+from pipelines.stores import FactorStore, folder_bytes
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
 
@@ -124,3 +126,19 @@ def test_stores_being_made_are_not_listed(samples: small.Samples, root: Path) ->
     half.mkdir()
     (half / "zarr.json").write_text("{}")
     assert half not in {entry.path for entry in inventory(root)}
+
+
+def test_what_an_unfinished_run_left_counts_as_its_own(tmp_path: Path) -> None:
+    """Protects a resume on a nearly full disk: the factor that is there already needs no more room; another's does."""
+    for name, run, state in (("mine", "a", "failed"), ("mine", "b", "done"), ("other", "c", "failed")):
+        solve = tmp_path / fit.SOLVES / run
+        solve.mkdir(parents=True)
+        (solve / "state").write_bytes(b"x" * 100)
+        store = FactorStore.open_or_create(tmp_path, {"of": run}, 8, "float64", 8)
+        store.write_tile((0, 0), np.eye(8))
+        journal = Journal(tmp_path, name, run)
+        journal.uses([str(solve)])
+        journal.finish(state)
+    assert 8 * 8 * 8 + 100 < resumable_bytes(tmp_path, "mine") < 2 * 8 * 8 * 8 + 2000
+    assert resumable_bytes(tmp_path, "mine") == pytest.approx(resumable_bytes(tmp_path, "other"), abs=50)
+    assert resumable_bytes(tmp_path, "nobody") == 0
