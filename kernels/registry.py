@@ -15,6 +15,7 @@ from .base import Builder, Kernel, KernelError, Product, Scaled, Sum
 from .convolutional import Convolutional, Layer
 from .deep import FullyConnected
 from .dot_product import DotProduct
+from .features.base import FeatureMap
 from .groups import RotoTranslation
 from .parameters import nearest
 
@@ -172,6 +173,47 @@ def _composite(cls: type[Sum] | type[Product]) -> _BuiltIn:
     return build
 
 
+def _map(cls: type[FeatureMap]) -> _BuiltIn:
+    def build(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
+        values = _keys(table, _map_keys(cls), ["kernel"], path, beside)
+        kernel = from_description(values["kernel"], f"{path}.kernel")
+        return _make(cls, {**_tuples(values), "kernel": kernel}, path)
+
+    return build
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _map_keys(cls: type[FeatureMap]) -> list[str]:
+    return [f.name for f in fields(cls) if f.name != "arrays"]
+
+
+def feature_map(table: Mapping[str, Any], kernel: Kernel, seed: int, path: str = "features") -> FeatureMap:
+    """The map that stands for ``kernel`` as ``table`` says: its ``kind`` and parameters.
+
+    seed: of what is drawn at random, unless the table has one of its own. path: where the table stands, for error
+    messages.
+
+    Raises:
+        KernelError: unknown kind or key (the nearest valid one is named), an invalid value, or a map that cannot
+            stand for the kernel.
+    """
+    kind = table.get("kind")
+    if kind is None:
+        raise KernelError(f"{path}.kind is missing: choose from {', '.join(sorted(_MAPS))}")
+    if kind not in _MAPS:
+        raise KernelError(f"{path}.kind = {kind!r} is unknown: {nearest(str(kind), sorted(_MAPS))}")
+    cls = _MAPS[kind]
+    keys = [key for key in _map_keys(cls) if key not in ("kernel", "learned")]
+    values = _keys(table, keys, [], path)
+    if "seed" in keys:
+        values = {"seed": seed, **values}
+    made: FeatureMap = _make(cls, {**_tuples(values), "kernel": kernel}, path)
+    return made
+
+
 def _scaled(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
     values = _keys(table, ["weight", "term"], ["weight", "term"], path, beside)
     weight = _weight(values["weight"], path)
@@ -184,6 +226,9 @@ def _weight(value: Any, path: str) -> float:
     return float(value)
 
 
+_MAPS: dict[str, type[FeatureMap]] = {}
+"""Feature maps by kind."""
+
 _BUILT_IN: dict[str, _BuiltIn] = {
     DotProduct.kind: _flat(DotProduct, "kernel"),
     FullyConnected.kind: _flat(FullyConnected, "family"),
@@ -192,4 +237,5 @@ _BUILT_IN: dict[str, _BuiltIn] = {
     Sum.kind: _composite(Sum),
     Product.kind: _composite(Product),
     Scaled.kind: _scaled,
+    **{kind: _map(cls) for kind, cls in _MAPS.items()},
 }
