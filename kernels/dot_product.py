@@ -157,7 +157,7 @@ class HomogeneousKernel(Kernel):
             i, j = xp.asarray(i), xp.asarray(j)
             regular = norm_a[i] > self.floor
             cosines[i[regular], j[regular]] = 1
-        weight_a, weight_b = self._weights(norm_a), self._weights(norm_b)
+        weight_a, weight_b = self.weights(norm_a), self.weights(norm_b)
         # The map makes several passes: strip by strip they all run in the cache.
         workspace = Workspace(xp, unit_a.dtype)
         step = self._strip_rows(m, unit_a.dtype.itemsize, block_bytes(xp))
@@ -175,7 +175,7 @@ class HomogeneousKernel(Kernel):
         # Below the floor the rows are shorter than one, and so is the cosine.
         cosine = xp.minimum(1, norm * inverse_norms(norm, self.floor)) ** 2
         cosine[norm > self.floor] = 1
-        return self.kappa(cosine) * self._weights(norm) ** 2
+        return self.kappa(cosine) * self.weights(norm) ** 2
 
     def cost(self, n: int, m: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
         operations, transcendentals = self._work()
@@ -188,7 +188,8 @@ class HomogeneousKernel(Kernel):
     def _strip_rows(m: int, itemsize: int, budget: int) -> int:
         return max(1, budget // max(1, m * itemsize))
 
-    def _weights(self, norm: Array) -> Array:
+    def weights(self, norm: Array) -> Array:
+        """(n,) what multiplies values of kappa, for the samples of one side, from their norms."""
         return norm if self._uses_norms else (norm > 0).astype(norm.dtype)
 
 
@@ -250,7 +251,7 @@ class DotProduct(HomogeneousKernel):
                 return _number(self.c) if self.gamma == 1 else math.inf
         return 2.0
 
-    def _weights(self, norm: Array) -> Array:
+    def weights(self, norm: Array) -> Array:
         if self.kernel != "square":
             return norm
         # <x, y>^2 = cos^2 (|x| |y|)^2, with the norms that the rows were divided by.

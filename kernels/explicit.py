@@ -90,7 +90,7 @@ def features(images: Array, norm1: Array, stage: Stage, periodic: bool) -> Array
     n, h, w, channels = images.shape
     F = count(layer, channels)
     H, C = (xp.asarray(matrix, images.dtype) for matrix in (stage.rows, stage.columns))
-    weights = xp.asarray(_weights(layer.patch**2 * channels, q), images.dtype)
+    weights = xp.asarray(monomial_weights(layer.patch**2 * channels, q), images.dtype)
     factor = scale(layer, norm1)
 
     def pool(part: slice) -> Array:
@@ -100,8 +100,8 @@ def features(images: Array, norm1: Array, stage: Stage, periodic: bool) -> Array
             patches *= 1 / layer.patch
         if factor is not None:
             patches *= factor[part].reshape(-1, h, w, 1)
-        monomials = _monomials(xp.ascontiguousarray(xp.moveaxis(patches, -1, 0)), q)
-        columns = xp.matmul(monomials.reshape(-1, w), C.T).reshape(-1, h, len(C))
+        powers = monomials(xp.ascontiguousarray(xp.moveaxis(patches, -1, 0)), q)
+        columns = xp.matmul(powers.reshape(-1, w), C.T).reshape(-1, h, len(C))
         both = xp.matmul(H, columns).reshape(F, -1, len(H) * len(C))
         return xp.moveaxis(both, 0, -1)
 
@@ -134,7 +134,7 @@ def _step(xp: ModuleType, image_bytes: int) -> int:
     return max(1, block_bytes(xp) // image_bytes)
 
 
-def _monomials(z: Array, degree: int) -> Array:
+def monomials(z: Array, degree: int) -> Array:
     """Products of ``degree`` rows of z (D, ...), each product once, in the order of
     ``combinations_with_replacement``."""
     xp = namespace(z)
@@ -152,7 +152,7 @@ def _monomials(z: Array, degree: int) -> Array:
 
 
 @lru_cache(maxsize=16)
-def _weights(size: int, degree: int) -> np.ndarray:
+def monomial_weights(size: int, degree: int) -> np.ndarray:
     """Square roots of how often each monomial occurs in the power of a sum of ``size`` terms, float64."""
     ways = [
         math.factorial(degree) // math.prod(math.factorial(k) for k in Counter(chosen).values())

@@ -51,6 +51,13 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def not_negative(name: str, value: Any) -> float:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number < math.inf:
+        raise KernelError(f"{name} must be a number that is not negative, got {value!r}")
+    return number
+
+
 def bandwidth(name: str, value: Any) -> float:
     """A sigma, of which 1/sigma^2 is taken."""
     value = positive(name, value)

@@ -7,7 +7,7 @@ object a callable from the table to a kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -16,6 +16,12 @@ from .convolutional import Convolutional, Layer
 from .deep import FullyConnected
 from .dot_product import DotProduct
 from .features.base import FeatureMap
+from .features.ckn import NystromCKN
+from .features.convolutional_random import ConvolutionalRandom
+from .features.monomials import Monomials
+from .features.nystrom import NystromFeatures
+from .features.random import RandomFeatures
+from .features.tangent import ConvolutionalTangentRandom
 from .groups import RotoTranslation
 from .parameters import nearest
 
@@ -173,9 +179,9 @@ def _composite(cls: type[Sum] | type[Product]) -> _BuiltIn:
     return build
 
 
-def _map(cls: type[FeatureMap]) -> _BuiltIn:
+def _map(cls: type[FeatureMap] | type[ConvolutionalTangentRandom]) -> _BuiltIn:
     def build(table: Mapping[str, Any], path: str, beside: Sequence[str]) -> Kernel:
-        values = _keys(table, _map_keys(cls), ["kernel"], path, beside)
+        values = _keys(table, _map_keys(cls), _required(cls), path, beside)
         kernel = from_description(values["kernel"], f"{path}.kernel")
         return _make(cls, {**_tuples(values), "kernel": kernel}, path)
 
@@ -186,15 +192,21 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _map_keys(cls: type[FeatureMap]) -> list[str]:
+def _map_keys(cls: type[FeatureMap] | type[ConvolutionalTangentRandom]) -> list[str]:
     return [f.name for f in fields(cls) if f.name != "arrays"]
 
 
-def feature_map(table: Mapping[str, Any], kernel: Kernel, seed: int, path: str = "features") -> FeatureMap:
+def _required(cls: type[FeatureMap] | type[ConvolutionalTangentRandom]) -> list[str]:
+    return [f.name for f in fields(cls) if f.default is MISSING]
+
+
+def feature_map(
+    table: Mapping[str, Any], kernel: Kernel, seed: int, path: str = "features", *, beside: Sequence[str] = ()
+) -> FeatureMap:
     """The map that stands for ``kernel`` as ``table`` says: its ``kind`` and parameters.
 
     seed: of what is drawn at random, unless the table has one of its own. path: where the table stands, for error
-    messages.
+    messages. beside: as in ``from_description``.
 
     Raises:
         KernelError: unknown kind or key (the nearest valid one is named), an invalid value, or a map that cannot
@@ -203,11 +215,11 @@ def feature_map(table: Mapping[str, Any], kernel: Kernel, seed: int, path: str =
     kind = table.get("kind")
     if kind is None:
         raise KernelError(f"{path}.kind is missing: choose from {', '.join(sorted(_MAPS))}")
-    if kind not in _MAPS:
+    if not isinstance(kind, str) or kind not in _MAPS:
         raise KernelError(f"{path}.kind = {kind!r} is unknown: {nearest(str(kind), sorted(_MAPS))}")
     cls = _MAPS[kind]
     keys = [key for key in _map_keys(cls) if key not in ("kernel", "learned")]
-    values = _keys(table, keys, [], path)
+    values = _keys(table, keys, [key for key in _required(cls) if key != "kernel"], path, beside)
     if "seed" in keys:
         values = {"seed": seed, **values}
     made: FeatureMap = _make(cls, {**_tuples(values), "kernel": kernel}, path)
@@ -226,7 +238,13 @@ def _weight(value: Any, path: str) -> float:
     return float(value)
 
 
-_MAPS: dict[str, type[FeatureMap]] = {}
+_MAPS: dict[str, type[FeatureMap]] = {
+    RandomFeatures.kind: RandomFeatures,
+    Monomials.kind: Monomials,
+    NystromFeatures.kind: NystromFeatures,
+    ConvolutionalRandom.kind: ConvolutionalRandom,
+    NystromCKN.kind: NystromCKN,
+}
 """Feature maps by kind."""
 
 _BUILT_IN: dict[str, _BuiltIn] = {
@@ -237,5 +255,6 @@ _BUILT_IN: dict[str, _BuiltIn] = {
     Sum.kind: _composite(Sum),
     Product.kind: _composite(Product),
     Scaled.kind: _scaled,
+    ConvolutionalTangentRandom.kind: _map(ConvolutionalTangentRandom),
     **{kind: _map(cls) for kind, cls in _MAPS.items()},
 }

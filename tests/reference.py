@@ -225,3 +225,91 @@ def roto_translation(x, y, layers, final, rotations, tangent=False, mode="same",
         grams = {name: np.einsum("au,bv,rusv->rasb", A, A, M, optimize=True) for name, M in mapped.items()}
         T = np.einsum("au,bv,rusv->rasb", A, A, T, optimize=True)
     return float(np.einsum("rusu->", T if tangent else grams["xy"]) / R**2)
+
+
+def nystrom(K: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """K_nM K_MM^+ K_Mn, the Nystrom approximation of K (n, n) on landmarks (F3, R7)."""
+    rounding = len(landmarks) * np.finfo(np.float64).eps
+    inverse = np.linalg.pinv(K[np.ix_(landmarks, landmarks)], rcond=rounding, hermitian=True)
+    return K[:, landmarks] @ inverse @ K[landmarks]
+
+
+def first_two_pivots(K: np.ndarray) -> dict[tuple[int, int], float]:
+    """Probability of each ordered pair of first pivots of randomly pivoted Cholesky: each in proportion to the
+    diagonal that the ones before it leave."""
+    out = {}
+    n = len(K)
+    for i in range(n):
+        left = [K[j, j] - K[i, j] ** 2 / K[i, i] if j != i else 0.0 for j in range(n)]
+        for j in range(n):
+            if j != i:
+                out[i, j] = K[i, i] / np.trace(K) * left[j] / sum(left)
+    return out
+
+
+def patches_of(x: np.ndarray, size: int, periodic: bool = False) -> np.ndarray:
+    """Patches of maps x (h, w, c), (h, w, size * size * c), entry by entry (C2)."""
+    h, w, c = x.shape
+    first = (size - 1) // 2 - size + 1
+    out = np.zeros((h, w, size, size, c))
+    for i, j, k, m in np.ndindex(h, w, size, size):
+        row, column = i + first + k, j + first + m
+        if periodic:
+            out[i, j, k, m] = x[row % h, column % w]
+        elif 0 <= row < h and 0 <= column < w:
+            out[i, j, k, m] = x[row, column]
+    return out.reshape(h, w, -1)
+
+
+def nystrom_ckn(x: np.ndarray, layers, anchors, epsilon: float, mode: str = "reference") -> np.ndarray:
+    """Features of an image (h, w, c) by Nystrom layers (F3), patch by patch: psi(z) = |z| R kappa(Z z/|z|).
+
+    layers: as ``convolutional`` takes them. anchors: of each layer unit rows Z (m, d), or None for patches of a
+    linear layer kept as they are. epsilon: in units of kappa(1).
+    """
+    for layer, Z in zip(layers, anchors, strict=True):
+        kernel, parameter, floor = layer["kernel"], layer.get("parameter", 1.0), layer.get("floor", 1e-6)
+        scale = 1 / layer["patch"] if layer.get("patch_norm") else 1.0
+        z = scale * patches_of(x, layer["patch"], mode == "periodic")
+        h, w, _ = z.shape
+        square = kernel == "square"
+        if Z is None:
+            maps = math.sqrt(parameter) * z
+        else:
+            m = len(Z)
+            K = np.empty((m, m))
+            for i, j in np.ndindex(m, m):
+                K[i, j] = float(Z[i] @ Z[j]) ** 2 if square else scalar(kernel, float(Z[i] @ Z[j]), parameter)
+            s, V = np.linalg.eigh(K + epsilon * K[0, 0] * np.eye(m))
+            root = V @ np.diag(s**-0.5) @ V.T
+            maps = np.empty((h, w, m))
+            for i, j in np.ndindex(h, w):
+                norm = np.linalg.norm(z[i, j])
+                unit = z[i, j] / max(norm, floor)
+                values = [
+                    float(a @ unit) ** 2 if square else scalar(kernel, float(a @ unit), parameter) for a in Z
+                ]
+                maps[i, j] = (norm**2 if square else norm) * root @ np.array(values)
+        t = layer.get("subsampling", 1)
+        p = layer.get("poolfactor") or t
+        H, C = (pooling_matrix(n, layer.get("pooling", "gaussian"), t, p, mode) for n in (h, w))
+        x = np.zeros((len(H), len(C), maps.shape[2]))
+        for i, j, k, n in np.ndindex(len(H), len(C), h, w):
+            x[i, j] += H[i, k] * C[j, n] * maps[k, n]
+    return x.reshape(-1)
+
+
+def spherical_k_means_step(patches: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, float, list[int]]:
+    """Centroids (k, d) after one update, the objective before it, and the clusters without members (F4)."""
+    members: list[list[int]] = [[] for _ in centroids]
+    total = 0.0
+    for i, z in enumerate(patches):
+        near = [float(z @ c) for c in centroids]
+        members[near.index(max(near))].append(i)
+        total += max(near)
+    new = centroids.astype(float)
+    for j, chosen in enumerate(members):
+        mean = sum((patches[i] for i in chosen), np.zeros(patches.shape[1]))
+        if np.linalg.norm(mean) > 0:
+            new[j] = mean / np.linalg.norm(mean)
+    return new, total / len(patches), [j for j, chosen in enumerate(members) if not chosen]

@@ -109,6 +109,10 @@ class FeatureMap(Kernel):
         """
         return self
 
+    def learning_cost(self, count: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
+        """Cost of ``learn`` from ``count`` samples of ``shape``; nothing for maps that learn nothing."""
+        return Cost(0.0, 0.0, 0)
+
     def knowing(self, arrays: Mapping[str, np.ndarray]) -> Self:
         """The map with learned arrays, named by their digest.
 
@@ -132,7 +136,14 @@ class FeatureMap(Kernel):
         return Prepared({FEATURES: self.features(X)}, row_ids(X, rows), pool)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
-        return a.arrays[FEATURES] @ b.arrays[FEATURES].T
+        phi, psi = a.arrays[FEATURES], b.arrays[FEATURES]
+        xp = namespace(phi, psi)
+        if phi.shape[1:] != psi.shape[1:] or phi.dtype != psi.dtype:
+            raise KernelError(
+                f"prepared blocks do not match: {phi.shape[1]} {phi.dtype} features against {psi.shape[1]} "
+                f"{psi.dtype} ones"
+            )
+        return xp.matmul(phi, psi.T)
 
     def diag(self, a: Prepared) -> Array:
         phi = a.arrays[FEATURES]

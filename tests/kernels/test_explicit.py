@@ -46,7 +46,7 @@ def test_each_monomial_is_there_once(kernel: dict) -> None:
     layer = Layer(2, **kernel)
     q, size = explicit.degree(layer), 4 * 3
     assert q is not None
-    weights = explicit._weights(size, q)
+    weights = explicit.monomial_weights(size, q)
     assert len(weights) == explicit.count(layer, 3) == math.comb(size + q - 1, q)
     assert (weights**2).sum() == pytest.approx(size**q)
 

@@ -1,0 +1,180 @@
+"""Nystrom features of any kernel: its values at landmarks, whitened by the landmarks' own matrix (SPEC F3, R7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+
+from ..arrays import Array, namespace, to_host
+from ..base import Cost, KernelError, Prepared, require_float
+from ..parameters import choice, not_negative, whole
+from .base import FeatureMap, Progress, Samples, unwatched
+from .landmarks import BLOCK_BYTES, EIGENVECTORS, SELECTIONS, choose, choosing_cost
+
+LANDMARKS, WHITENING = "landmarks", "whitening"
+"""Names of the learned arrays: (landmarks, ...) samples, and (landmarks, landmarks) float64."""
+
+
+@dataclass(frozen=True)
+class NystromFeatures(FeatureMap):
+    """psi(x) = V^T (K_MM + epsilon d I)^(-1/2) K_M(x) for M landmarks, d the mean of K_MM's diagonal.
+
+    It is the projection of the kernel's own features on those of the landmarks: where epsilon is 0, K - K_hat is
+    positive semidefinite, zero at the landmarks, and ridge regression on psi is R7's on the same centres. epsilon
+    counts in units of d, so that it is F3's for patches of norm 1, and the same however a kernel is scaled; it bounds
+    how much the rounding of K_M(x) is amplified, by epsilon^(-1/2).
+
+    V are the eigenvectors of K_MM, of the largest eigenvalue first: a rotation of F3's features, which changes no
+    inner product and is better in float32. Where eigenvalues are small, rounding is amplified; here it stays in the
+    features of these eigenvalues, which are small too, and behind the symmetric root it would be in all.
+
+    Directions in which K_MM + epsilon d I is nothing but rounding, as where landmarks repeat, are left out (the
+    pseudo-inverse, F3), their features zero: below M roundings of the largest eigenvalue in float64, or below sqrt(M)
+    roundings of d in the dtype of the samples learned from, where the values K_M(x) have only noise to tell.
+
+    A landmark that comes among the samples is a sample like any other: in float32, tangent kernels know it to about
+    1e-3 of its own value (K13).
+
+    kernel: any kernel with one output. landmarks: M, the number of features. selection: how landmarks are found,
+    as ``landmarks.choose`` says; ``k-means`` is for vectors. candidates: how many samples, drawn at random, all but
+    uniform ones are chosen among; the pivoted Cholesky factorisation and leverage scores take as many values of the
+    kernel for each landmark, which is dear for images.
+    """
+
+    landmarks: int = 1000
+    selection: str = "uniform"
+    epsilon: float = 1e-6
+    candidates: int = 20_000
+    seed: int = 0
+
+    kind: ClassVar[str] = "nystrom"
+    learns: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checked = {
+            "landmarks": whole(1)("landmarks", self.landmarks),
+            "selection": choice(SELECTIONS)("selection", self.selection),
+            "epsilon": not_negative("epsilon", self.epsilon),
+            "candidates": whole(1)("candidates", self.candidates),
+            "seed": whole(0)("seed", self.seed),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if len(self.kernel.outputs) > 1:
+            raise KernelError(
+                f"kernel must have one output to be approximated, and this {self.kernel.kind} kernel has "
+                f"{len(self.kernel.outputs)}"
+            )
+        if self.selection == "k-means" and self.kernel.inputs != "vectors":
+            others = ", ".join(name for name in SELECTIONS if name != "k-means")
+            raise KernelError(
+                f"selection must be one of {others} for a kernel of images: k-means takes means of vectors"
+            )
+        if self.selection != "uniform" and self.candidates < self.landmarks:
+            raise KernelError(
+                f"candidates must be at least landmarks = {self.landmarks}, which are chosen among them, "
+                f"got {self.candidates}"
+            )
+
+    def width(self, shape: tuple[int, ...]) -> int:
+        return self.landmarks
+
+    def learn(self, samples: Samples, progress: Progress = unwatched) -> Self:
+        """Choose the landmarks and decompose their matrix.
+
+        Raises:
+            KernelError: fewer samples than landmarks, a value that is not finite, or only landmarks that the kernel
+                maps to zero.
+        """
+        self.check(samples.shape)
+        Z = choose(self.kernel, samples, self.landmarks, self.selection, self.candidates, self.seed, progress)
+        K = self.kernel.gram(Z.astype(np.float64))
+        W = whitening(K, self.epsilon, float(np.finfo(Z.dtype).eps))
+        return self.knowing({LANDMARKS: to_host(Z), WHITENING: to_host(W)})
+
+    def features(self, X: Array) -> Array:
+        xp = namespace(X)
+        require_float(X)
+        self.check(tuple(X.shape[1:]))
+        W, centres = self.array(WHITENING, X), self._centres(X)
+        out = xp.empty((len(X), self.landmarks), X.dtype)
+        step = self._rows(X.dtype.itemsize)
+        for start in range(0, len(X), step):
+            rows = slice(start, start + step)
+            values = self.kernel.pair(self.kernel.prepare(X[rows], pool="samples"), centres)
+            xp.matmul(values, W, out=out[rows])
+        return out
+
+    def feature_cost(self, n: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
+        M, rows = self.landmarks, min(n, self._rows(itemsize))
+        values = self.kernel.cost(n, M, shape, itemsize) + Cost(2.0 * n * M * M, 0.0, 0)
+        block = self.kernel.cost(rows, M, shape, itemsize).scratch_bytes + rows * M * itemsize
+        return replace(values, scratch_bytes=block)
+
+    def learning_cost(self, count: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
+        landmarks = self.kernel.cost(self.landmarks, self.landmarks, shape, 8)
+        decomposed = Cost(EIGENVECTORS * self.landmarks**3, 0.0, 4 * 8 * self.landmarks**2)
+        return (
+            landmarks
+            + decomposed
+            + choosing_cost(
+                self.kernel, count, shape, self.landmarks, self.selection, self.candidates, itemsize
+            )
+        )
+
+    def _rows(self, itemsize: int) -> int:
+        return max(1, BLOCK_BYTES // (self.landmarks * itemsize))
+
+    def _centres(self, like: Array) -> Prepared:
+        """The landmarks prepared in the dtype and on the device of ``like``."""
+        key = (namespace(like).__name__, np.dtype(like.dtype).name)
+        if key not in self._prepared:
+            self._prepared[key] = self.kernel.prepare(self.array(LANDMARKS, like), pool=LANDMARKS)
+        return self._prepared[key]
+
+    @cached_property
+    def _prepared(self) -> dict[tuple[str, str], Prepared]:
+        return {}
+
+
+def whitening(K: Array, epsilon: float, rounding: float) -> Array:
+    """W (M, M) with W W^T = (K + epsilon d I)^-1 of K (M, M) float64, d the mean of its diagonal: eigenvectors over
+    the square roots of their eigenvalues, the largest first.
+
+    rounding: relative error of the values that W will be applied to. Of directions of rounding, as
+    ``NystromFeatures`` says, the columns are zero.
+
+    Raises:
+        KernelError: K is zero, or not finite.
+    """
+    s, V = _directions(K, epsilon, rounding)
+    W = namespace(K).zeros_like(K)
+    W[:, : len(s)] = (V * s**-0.5)[:, ::-1]
+    return W
+
+
+def inverse_root(K: Array, epsilon: float, rounding: float) -> Array:
+    """Symmetric (K + epsilon d I)^(-1/2) of K (M, M) float64; parameters and errors are those of ``whitening``."""
+    s, V = _directions(K, epsilon, rounding)
+    V = V * s**-0.25
+    return V @ V.T
+
+
+def _directions(K: Array, epsilon: float, rounding: float) -> tuple[Array, Array]:
+    """Eigenvalues (r,), increasing, and eigenvectors (M, r) of K + epsilon d I that are more than rounding."""
+    xp, M = namespace(K), len(K)
+    if not bool(xp.isfinite(K).all()):
+        raise KernelError("the kernel is not finite between landmarks: scale the samples")
+    scale = float(K.trace()) / M
+    if scale == 0:
+        raise KernelError(
+            "nothing can be learned: the kernel is 0 at every landmark, as it is where samples are zero"
+        )
+    s, V = xp.linalg.eigh(K)
+    least = max(M * np.finfo(np.float64).eps * float(s[-1]), M**0.5 * rounding * scale)
+    s += epsilon * scale
+    kept = s > least
+    return s[kept], V[:, kept]
