@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import leases
+from . import leases, mapfiles
 from .errors import StoreError
 from .fit import SOLVES
 from .results import has_result, journals
-from .stores import FactorStore, Store, folder_bytes, open_store, store_paths
+from .stores import FactorStore, Store, folder_bytes, open_store, remove_store, store_paths
 from .wording import bytes_text
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One store, or the folder of a solve. used_by: experiments whose results or running processes need it."""
+    """One store, what a feature map learned, or the folder of a solve.
+
+    used_by: experiments whose results or running processes need it.
+    """
 
     path: Path
     kind: str
@@ -33,15 +34,17 @@ class Entry:
 
 
 def inventory(root: Path) -> list[Entry]:
-    """Every store under a root, and what interrupted solves left, largest first."""
+    """Every store under a root, what maps learned, and what interrupted solves left, largest first."""
     users = _users(root)
     entries = []
-    for path in (*store_paths(root), *solve_paths(root)):
+    for path in (*store_paths(root), *mapfiles.paths(root), *solve_paths(root)):
         holders = [lease.holder for lease in leases.living(path)]
         solve = (SOLVES, path.name)
         try:
             if path.parent.name == SOLVES:
                 holds = _kept(path)
+            elif path.parent.name == mapfiles.KIND:
+                holds = _known(path)
             else:
                 store = open_store(path)
                 holds = _holds(store)
@@ -82,7 +85,7 @@ def remove_solves(root: Path, folders: Sequence[Path]) -> None:
     going = [*(folder for folder in folders if folder.exists()), *_factors(root, names)]
     for path in going:
         if not leases.living(path):
-            _remove(path)
+            remove_store(path)
 
 
 def unused(entries: Sequence[Entry]) -> list[Entry]:
@@ -97,22 +100,21 @@ def remove(entries: Sequence[Entry]) -> str:
     """
     removed = [entry for entry in entries if not leases.living(entry.path)]
     for entry in removed:
-        _remove(entry.path)
+        remove_store(entry.path)
     return f"{len(removed)} stores, {bytes_text(sum(entry.bytes for entry in removed))}"
-
-
-def _remove(path: Path) -> None:
-    # Renamed first: no other process may find half of a store.
-    going = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.removed")
-    with contextlib.suppress(FileNotFoundError):  # another process removed it
-        path.rename(going)
-        shutil.rmtree(going)
 
 
 def _kept(solve: Path) -> str:
     """What the folder of a solve holds."""
     ridges = len(list(solve.glob("**/ridge-*/solution.json")))
     return f"an unfinished solve, {ridges} ridge{'' if ridges == 1 else 's'} solved"
+
+
+def _known(folder: Path) -> str:
+    """What the folder of a map holds."""
+    document = mapfiles.describe(folder)
+    facts = document["facts"]
+    return f"what a {document['description']['kind']} map learned from {facts['samples']} samples of {facts['source']}"
 
 
 def inventory_rows(entries: Sequence[Entry]) -> list[list[object]]:

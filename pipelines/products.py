@@ -138,15 +138,42 @@ def in_turn(
 ) -> Iterator[tuple[T, np.ndarray]]:
     """Run tasks that ``write_sums``; yield what each returned and wrote, as float64, in the order of their numbers."""
     arrived: dict[int, T] = {}
-    turn = 0
-    for task, result in tasks.run(function, tasks.Listed(list(listed)), (job,), site.workers()):
+    workers = site.workers()
+    order = _InTurn(list(listed), outstanding(workers.count))
+    for task, result in tasks.run(function, order, (job,), workers):
         arrived[task.number] = result
-        while turn in arrived:
-            path = _file(job.out, turn)
+        while order.turn in arrived:
+            path = _file(job.out, order.turn)
             values = np.fromfile(path, np.float64)
             path.unlink()
-            yield arrived.pop(turn), values
-            turn += 1
+            yield arrived.pop(order.turn), values
+            order.turn += 1
+
+
+def outstanding(workers: int) -> int:
+    """Tasks that are handed out, or done, before what the first of them wrote is taken: so many files at most."""
+    return 2 * tasks.WINDOW * max(workers, 1)
+
+
+@dataclass
+class _InTurn:
+    """A source of tasks that hands out no more than ``most`` from the one whose turn it is."""
+
+    listed: list[Numbered]
+    most: int
+    turn: int = 0
+    _position: int = 0
+
+    def next(self) -> Numbered | tasks.Wait | None:
+        if self._position == len(self.listed):
+            return None
+        if self._position >= self.turn + self.most:
+            return tasks.WAIT
+        self._position += 1
+        return self.listed[self._position - 1]
+
+    def done(self, task: Numbered) -> None:
+        return None
 
 
 def write_sums(task: Numbered, job: Written, sums: Iterable[np.ndarray]) -> None:
@@ -164,7 +191,10 @@ def write_sums(task: Numbered, job: Written, sums: Iterable[np.ndarray]) -> None
 def multiply(square: Square, job: Product) -> tuple[Part, ...]:
     """Multiply a square's tiles and write what they add, one file; runs on a worker. Returns which rows they are."""
     rows, columns, V = (np.load(path, mmap_mode="r") for path in (job.rows, job.columns, job.V))
-    done = list(_multiply(square, job.source, rows, columns, V, job.same))
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # beyond float32: whoever asked for it looks at the sums
+        done = list(_multiply(square, job.source, rows, columns, V, job.same))
     write_sums(square, job, (values for _, values in done))
     return tuple(part for part, _ in done)
 

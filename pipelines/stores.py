@@ -30,6 +30,7 @@ from kernels.base import Prepared, digest
 
 from . import leases
 from .errors import ChunkLost, DiskFull, NumericalError, StoreError
+from .tile_files import map_tile_file, read_tile_file, write_tile_file
 from .tiles import Grid, Tile
 
 FORMAT = 1
@@ -129,11 +130,15 @@ class Store:
         Raises:
             ChunkLost: the chunk is missing or damaged.
         """
+        return self._checked(name, index, lambda: self._values(name, index, selection))
+
+    def _checked(self, name: str, index: Sequence[int], values_of: Callable[[], np.ndarray]) -> np.ndarray:
+        """What ``values_of`` reads of a chunk; where it fails the chunk is set aside, and ChunkLost raised."""
         label = f"{self.path}: {name} chunk {'/'.join(str(i) for i in index)}"
         if not self.chunk(name, index).exists():
             raise ChunkLost(f"{label} is missing; run the experiment again to compute it")
         try:
-            values = self._values(name, index, selection)
+            values = values_of()
         except FileNotFoundError:
             raise ChunkLost(f"{label} was set aside by another process; run the experiment again") from None
         except (ValueError, RuntimeError) as error:
@@ -405,6 +410,7 @@ class TileStore(Store):
         Raises:
             NumericalError: a value is not finite; the samples are named, nothing is written.
             DiskFull: no space is left.
+            StoreError: the store was removed meanwhile; nothing is left at its address.
         """
         rows, columns = self.grid.extent(tile)
         if block.shape != (rows.stop - rows.start, columns.stop - columns.start):
@@ -420,13 +426,12 @@ class TileStore(Store):
             )
         if self.has(tile):
             return False
-        if block.shape != (self.side, self.side):
-            whole = np.full((self.side, self.side), np.nan, self.dtype)
-            whole[: block.shape[0], : block.shape[1]] = block
-            block = whole
         self.array(self.matrix)  # whose metadata, damaged, would make the file unreadable
-        with disk_errors(self.path):
-            write_tile_file(self.chunk(self.matrix, tile), block)
+        try:
+            with disk_errors(self.path):
+                write_tile_file(self.chunk(self.matrix, tile), block, self.side)
+        except FileNotFoundError:
+            raise StoreError(f"{self.path} was removed while it was written to; run again") from None
         return True
 
 
@@ -501,6 +506,24 @@ class FactorStore(TileStore):
         n = int(self.description["n"])
         return n, n
 
+    def map_tile(self, i: int, j: int, verify: bool = True) -> np.ndarray:
+        """Tile (i, j) where its file lies in memory: read-only, C order, nothing copied, shared between processes.
+
+        verify: look at the checksum, which one look in the life of a process is enough for.
+
+        Raises:
+            ChunkLost: missing, or damaged (then set aside).
+        """
+        rows, columns = self.grid.extent((i, j))
+        n, m = rows.stop - rows.start, columns.stop - columns.start
+
+        def values() -> np.ndarray:
+            self.array(self.matrix)
+            tile = map_tile_file(self.chunk(self.matrix, (i, j)), self.side, np.dtype(self.dtype), verify)
+            return tile[:n] if m == self.side else tile[:n, :m].copy()
+
+        return self._checked(self.matrix, (i, j), values)
+
 
 def open_store(path: str | Path) -> Store:
     """The store at ``path``, of whatever kind.
@@ -519,42 +542,6 @@ def open_store(path: str | Path) -> Store:
 @lru_cache(maxsize=16)
 def _opened(cls: type[Store], path: Path, axes: str) -> Store:
     return cls(path)
-
-
-def read_tile_file(path: Path, side: int, dtype: np.dtype) -> np.ndarray:
-    """The (side, side) tile in a chunk's file: numbers in C order, little-endian, and their crc32c.
-
-    Raises:
-        ValueError: the file is not of that size, or its checksum is wrong.
-    """
-    import google_crc32c
-
-    content = np.fromfile(path, np.uint8)
-    if content.nbytes != side * side * dtype.itemsize + 4:
-        raise ValueError(f"{content.nbytes} bytes where a tile has {side * side * dtype.itemsize + 4}")
-    if google_crc32c.value(content[:-4]) != int.from_bytes(content[-4:].tobytes(), "little"):
-        raise ValueError("stored and computed checksum do not match")
-    return content[:-4].view(dtype.newbyteorder("<")).reshape(side, side)
-
-
-def write_tile_file(path: Path, tile: np.ndarray) -> None:
-    """Write a tile in C order, as Zarr would: under a temporary name, then renamed."""
-    import google_crc32c
-
-    content = tile.astype(tile.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
-    checksum = int(google_crc32c.value(content)).to_bytes(4, "little")
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb", buffering=0) as stream:
-            for part in (content.data, memoryview(checksum)):
-                while len(part):  # one call need not take all of it
-                    part = part[stream.write(part) :]
-        os.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def all_finite(block: np.ndarray) -> bool:
@@ -605,11 +592,19 @@ def store_paths(root: Path) -> list[Path]:
     ]
 
 
+def remove_store(path: Path) -> None:
+    """Remove a store or a folder beside stores. Another process never finds half of it, nor writes into it again."""
+    going = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.removed")
+    with suppress(FileNotFoundError):  # another process removed it
+        path.rename(going)
+        shutil.rmtree(going)
+
+
 def unfinished_paths(root: Path) -> list[Path]:
-    """Stores and fitted states under a root that were being made when their maker died."""
+    """Stores, fitted states and maps under a root that were being made when their maker died, and damaged maps."""
     now = time.time()
     found = []
-    for folder in (*KINDS, "preprocessing"):
+    for folder in (*KINDS, "preprocessing", "maps"):
         for path in sorted((root / folder).glob(".*")):
             # They have no lease yet; a living maker renames them within moments.
             with suppress(FileNotFoundError):

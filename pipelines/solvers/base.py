@@ -42,6 +42,8 @@ class Solution:
     peak_bytes: the process's resident high-water mark when this ridge was done.
     loo: (n, t) leave-one-out predictions (R5) where asked for.
     notes: warnings and remarks that a report repeats.
+    fitted: (n, t) predictions on the training samples where they do not follow from alpha, as for explicit features,
+        whose weights (width, t) ``alpha`` then holds; ``residual`` is that of their normal equations.
     """
 
     alpha: np.ndarray
@@ -56,6 +58,7 @@ class Solution:
     loo: np.ndarray | None = None
     jitter: float = 0.0
     notes: tuple[str, ...] = ()
+    fitted: np.ndarray | None = None
 
 
 Progress = Callable[[int, int, str], None]
@@ -113,6 +116,10 @@ class DirectSolver:
 
     def jitter_notes(self, jitter: float) -> tuple[str, ...]:
         return jitter_notes(jitter)
+
+    def notes(self, jitter: float, residual: float, dtype: str) -> list[str]:
+        """What is to be said of a solution by a factor in ``dtype``, whatever the method."""
+        return [*jitter_notes(jitter), *quality_notes(residual, dtype)]
 
 
 def shifts(

@@ -24,7 +24,6 @@ from .base import (
     extreme_eigenvalues,
     final_status,
     not_positive_definite,
-    quality_notes,
     refine,
     require_finite,
     rounding_level,
@@ -39,6 +38,8 @@ EXACT_DIMENSION = 2000
 """Up to this many samples the effective dimension is exact; beyond, it is estimated unless LOO needs R_ii."""
 
 PROBES = 32
+
+ESTIMATED = f"effective dimension estimated with {PROBES} random probes"
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Cholesky(DirectSolver):
         )
         require_finite(alpha, ridge)
         status = final_status(residual, indefinite=state.pivots is not None)
-        notes = [*self.jitter_notes(state.jitter), *quality_notes(residual, self.dtype)]
+        notes = self.notes(state.jitter, residual, self.dtype)
         loo: np.ndarray | None = None
         dimension: float | None = None
         if state.pivots is not None:
@@ -147,7 +148,7 @@ class Cholesky(DirectSolver):
                     notes.append("leave-one-out uses a float32 factor; confirm close calls in float64")
         else:
             dimension = state.n - shift * _estimate_inverse_trace(state)
-            notes.append(f"effective dimension estimated with {PROBES} random probes")
+            notes.append(ESTIMATED)
         return Solution(
             alpha=alpha,
             ridge=ridge,

@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..memory import peak_bytes
-from ..operators import GramOperator
+from ..operators import Symmetric
 from .base import (
     Progress,
     Solution,
-    check_ridges,
     check_targets,
     jitter_notes,
     require_finite,
-    shifts,
     unwatched,
 )
 from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
@@ -31,7 +29,7 @@ from .preconditioner import SKETCH_COST, Preconditioner, load, randomised_nystro
 class ConjugateGradientState:
     """What does not depend on the targets. folder: of the operator's site; inputs: a digest of what this is for."""
 
-    operator: GramOperator
+    operator: Symmetric
     ridges: tuple[float, ...]
     shifts: tuple[float, ...]
     jitter: float
@@ -55,16 +53,14 @@ class ConjugateGradient(Iterative):
     pass_columns: float = field(default=0.0, repr=False)
     floor: float = field(default=0.0, repr=False)
 
-    def factor(self, K: GramOperator, ridges: Sequence[float]) -> ConjugateGradientState:
+    def factor(self, K: Symmetric, ridges: Sequence[float]) -> ConjugateGradientState:
         """Make the preconditioner, or find it in the operator's site.
 
         Raises:
             ExperimentError: no ridge, or one that is not finite and positive.
         """
-        values = check_ridges(ridges)
         started = perf_counter()
-        diagonal = K.diag()
-        added, jitter = shifts(values, diagonal, self.jitter, self.absolute)
+        values, diagonal, added, jitter = self.begin(K, ridges)
         folder = K.site.folder if K.site is not None else None
         inputs = digest(K.rows, diagonal, np.array(added), str(self.seed))
         path = folder / f"preconditioner-{inputs}.npz" if folder is not None else None
@@ -149,7 +145,7 @@ def _effective_dimension(
     return min(max(known.effective_dimension(shift) + float(rest.mean()), 0.0), float(n))
 
 
-def _times(K: GramOperator, V: np.ndarray) -> np.ndarray:
+def _times(K: Symmetric, V: np.ndarray) -> np.ndarray:
     """K applied to the rows of V (k, n)."""
     return np.ascontiguousarray(K.matmul(V.T).T)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ExperimentError
-from .base import Progress, Solution, Status
+from ..operators import Symmetric
+from .base import Progress, Solution, Status, check_ridges, shifts
 from .checkpoints import Checkpoints
 from .iterations import ENDED, MEASURING, State, Systems, iterate
 
@@ -52,6 +53,18 @@ class Iterative:
             raise ExperimentError(f"solve.max_iterations must be at least 1, got {self.max_iterations}")
         if not (np.isfinite(self.jitter) and self.jitter >= 0):
             raise ExperimentError(f"solve.jitter must be finite and not negative, got {self.jitter}")
+
+    def begin(
+        self, K: Symmetric, ridges: Sequence[float]
+    ) -> tuple[tuple[float, ...], np.ndarray, tuple[float, ...], float]:
+        """The ridges, checked; K's diagonal; what each adds to it in all; the part of it that is jitter.
+
+        Raises:
+            ExperimentError: no ridge, or one that is not finite and positive.
+        """
+        values, diagonal = check_ridges(ridges), K.diag()
+        added, jitter = shifts(values, diagonal, self.jitter, self.absolute)
+        return values, diagonal, added, jitter
 
     def status(self, residual: float) -> Status:
         return Status.SOLVED if residual <= self.tolerance else Status.NOT_CONVERGED

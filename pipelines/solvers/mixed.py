@@ -23,25 +23,26 @@ from .base import (
 )
 from .checkpoints import Checkpoints
 from .cholesky import Cholesky, CholeskyState
-from .tiled_cholesky import DOUBLE, SINGLE
+from .precision import DOUBLE, SINGLE, Precision
 
 
 @dataclass
 class MixedState:
-    """made: the matrix in the precision that is used now, or None where none is read yet. double: which that is."""
+    """made: the matrix in the precision ``dtype`` that is used now, or None where none is read yet."""
 
     operator: GramOperator
     ridges: tuple[float, ...]
-    double: bool
+    precision: Precision
     made: CholeskyState | None = None
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
 class MixedCholesky(DirectSolver):
     """A float32 factor refined to a float64 residual, and a float64 one where that is not reached.
 
-    Rounding hurts smaller ridges more: from the first that fails on, float64 is used. Leave-one-out takes the
-    factor's own digits, and float64 throughout.
+    Rounding hurts smaller ridges more: from the first that fails on, float64 is used, also by a later start of the
+    same solve. Leave-one-out takes the factor's own digits, and float64 throughout.
     """
 
     dtypes: ClassVar[tuple[str, ...]] = ("mixed",)
@@ -54,7 +55,7 @@ class MixedCholesky(DirectSolver):
         Raises:
             ExperimentError: no ridge, or one that is not finite and positive.
         """
-        return MixedState(K, check_ridges(ridges), self.loo)
+        return MixedState(K, check_ridges(ridges), Precision(None if K.site is None else K.site.folder))
 
     def solve(self, state: MixedState, Y: ArrayLike, progress: Progress = unwatched) -> tuple[Solution, ...]:
         """One solution per ridge for (n,) or (n, t) targets, larger ridges first, in the order given.
@@ -75,19 +76,21 @@ class MixedCholesky(DirectSolver):
         return tuple(found[ridge] for ridge in state.ridges)
 
     def _solved(self, state: MixedState, ridge: float, Y: np.ndarray) -> Solution:
-        if not state.double:
+        if not (self.loo or state.precision.needs_double(ridge)):
             try:
                 solution = self._solve_in("float32", state, ridge, Y)
             except NumericalError:
                 solution = None
             if solution is not None and solution.status is Status.SOLVED:
                 return replace(solution, notes=(*solution.notes, SINGLE))
-            state.double, state.made = True, None
+            state.precision.single_failed(ridge)
         solution = self._solve_in("float64", state, ridge, Y)
         return replace(solution, notes=(*solution.notes, DOUBLE))
 
     def _solve_in(self, dtype: str, state: MixedState, ridge: float, Y: np.ndarray) -> Solution:
         solver = Cholesky(dtype, self.jitter, self.absolute, self.loo)
+        if state.dtype != dtype:
+            state.dtype, state.made = dtype, None  # one matrix in memory at a time
         if state.made is None:
             state.made = solver.factor(state.operator, (ridge, *(r for r in state.ridges if r != ridge)))
         shift = state.made.shifts[state.made.ridges.index(ridge)]

@@ -21,11 +21,9 @@ from ..tilesource import TileSource
 from .base import (
     Progress,
     Solution,
-    check_ridges,
     check_targets,
     jitter_notes,
     require_finite,
-    shifts,
     unwatched,
 )
 from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
@@ -103,10 +101,8 @@ class Nystrom(Iterative):
         Raises:
             ExperimentError: no ridge, or one that is not finite and positive.
         """
-        values = check_ridges(ridges)
         started = perf_counter()
-        diagonal = K.diag()
-        added, jitter = shifts(values, diagonal, self.jitter, self.absolute)
+        values, diagonal, added, jitter = self.begin(K, ridges)
         M = min(self.centres, K.n)
         chosen = np.sort(np.random.default_rng(self.seed).choice(K.n, M, replace=False))
         centres = K.rows[chosen]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..operators import GramOperator
-from .iterations import load_arrays, save_arrays
-from .sketch import PANEL, ROWS, SKETCH_COLUMNS, Sketch, Spectrum, row_blocks
+from ..archives import load_arrays, save_arrays
+from ..operators import Symmetric
+from .sketch import PANEL, ROWS, SKETCH_COLUMNS, Sketch, SketchNotFinite, Spectrum, row_blocks
 
 FIRST_RANK = PANEL
 """Columns of the first sketch at least; each further one doubles what there is."""
@@ -165,7 +165,7 @@ def rank_within(limit: int, n: int, precision: str) -> int:
 
 
 def randomised_nystrom(
-    K: GramOperator,
+    K: Symmetric,
     shifts: Sequence[float],
     rank_bytes: int,
     seed: int,
@@ -178,8 +178,12 @@ def randomised_nystrom(
     The columns are doubled, and what was sketched stays, until the smallest eigenvalue or the effective dimension say
     that it is enough, until ``rank_bytes`` are full, or until more would cost more than the iterations that it saves
     (see ``Price``). All begins in float32. Where its rounding hides eigenvalues that the smallest shift does not, it
-    begins anew in float64, if that pays and memory allows a larger rank so. floor: the smallest eigenvalue that K may
-    have, which does what a shift does; zero where nothing is known of it.
+    begins anew in float64, if that pays and memory allows a larger rank so; and where values are beyond its range, in
+    any case. floor: the smallest eigenvalue that K may have, which does what a shift does; zero where nothing is known
+    of it.
+
+    Raises:
+        NumericalError: K times random columns is not finite in float64 either.
     """
     price = Price(K.n, tuple(shift + floor for shift in shifts), tolerance, pass_columns)
     largest = {precision: rank_within(rank_bytes, K.n, precision) for precision in SKETCH_COST}
@@ -190,7 +194,16 @@ def randomised_nystrom(
     sketch = Sketch(K, precision, largest[precision], seed)
     before: Spectrum | None = None
     while True:
-        sketch.grow(rank)
+        try:
+            sketch.grow(rank)
+        except SketchNotFinite:
+            if precision == "float64":
+                raise
+            precision, before = "float64", None
+            rank = min(rank, largest[precision])
+            del sketch
+            sketch = Sketch(K, precision, largest[precision], seed)
+            continue
         spectrum = sketch.spectrum()
         following, reason = _next(spectrum, before, largest, price)
         if reason:

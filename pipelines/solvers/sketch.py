@@ -9,7 +9,9 @@ import numpy as np
 from scipy.linalg import LinAlgError, cholesky, eigh
 from scipy.linalg.blas import dgemm, dsyrk, dtrsm
 
-from ..operators import GramOperator
+from ..errors import NumericalError
+from ..operators import Symmetric
+from ..stores import all_finite
 
 SKETCH_COLUMNS = 2048
 """Columns that one pass over the matrix takes at most: workers hold a square's rows of them."""
@@ -47,13 +49,17 @@ class Spectrum:
         return replace(self, values=self.values.copy(), vectors=none, factor=none)
 
 
+class SketchNotFinite(NumericalError):
+    """A product with the test matrix is beyond the range of the precision."""
+
+
 class Sketch:
     """K omega for a Gaussian omega of up to ``capacity`` columns, multiplied and held in ``precision``.
 
     Columns of omega have a length of about one. Memory that is not filled yet is not taken either.
     """
 
-    def __init__(self, K: GramOperator, precision: str, capacity: int, seed: int) -> None:
+    def __init__(self, K: Symmetric, precision: str, capacity: int, seed: int) -> None:
         self.rank = 0
         self.precision = precision
         self._K = K
@@ -63,16 +69,26 @@ class Sketch:
         self._squares = 0.0
 
     def grow(self, rank: int) -> None:
-        """Sketch with more columns, ``rank`` in all."""
+        """Sketch with more columns, ``rank`` in all.
+
+        Raises:
+            SketchNotFinite: a value is not finite; the sketch is spent.
+        """
         multiply = self._K.sketch if self.precision == "float32" else self._K.matmul
         for start in range(self.rank, rank, SKETCH_COLUMNS):
             stop = min(start + SKETCH_COLUMNS, rank)
             V = np.empty((self._K.n, stop - start), self.precision)
             for rows in row_blocks(self._K.n):
                 V[rows] = self._omega(rows, start, stop)
-            product = multiply(V)
-            self._squares += float(np.vdot(product, product))
-            self._columns[:, start:stop] = product
+            with np.errstate(over="ignore", invalid="ignore"):  # beyond the precision: named below
+                product = multiply(V)
+                self._squares += float(np.vdot(product, product))
+                self._columns[:, start:stop] = product
+            if not all_finite(self._columns[:, start:stop]):
+                raise SketchNotFinite(
+                    f"the matrix times random columns has values that are not finite in {self.precision}: its entries "
+                    "are too large; scale the kernel or the samples down, or verify the store"
+                )
             del V, product
         new = np.zeros((rank, rank - self.rank), order="F")
         for rows in row_blocks(self._K.n):

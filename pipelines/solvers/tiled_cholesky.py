@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike
 
 from .. import leases
 from ..errors import ExperimentError, NumericalError
-from ..memory import WORKER_BASE_BYTES, WRITTEN_CHUNKS, peak_bytes
+from ..memory import WORKER_BASE_BYTES, peak_bytes
 from ..operators import GramOperator
 from ..site import Site
-from ..stores import FactorStore
+from ..stores import FactorStore, remove_store
 from .base import (
     ACCURATE,
     RIDGES,
@@ -30,27 +30,21 @@ from .base import (
     check_ridges,
     check_targets,
     final_status,
-    quality_notes,
     refine,
     require_finite,
     unwatched,
 )
 from .checkpoints import Checkpoints
-from .cholesky import PROBES
+from .cholesky import ESTIMATED, PROBES
 from .factor_order import BEGUN
+from .precision import DOUBLE, SINGLE, Precision
 from .substitution import substitute
 from .tiled_factor import FactorJob, complete, mending, release, release_all
-
-SINGLE = "a float32 factor, refined to a float64 residual, was enough at this ridge"
-DOUBLE = "a float64 factor was used: a float32 one is not enough at this ridge"
 
 
 @dataclass
 class TiledState:
-    """What a path of ridges shares.
-
-    double_from: the largest shift at which a float32 factor is known not to be enough (dtype "mixed").
-    """
+    """What a path of ridges shares."""
 
     operator: GramOperator
     site: Site
@@ -58,8 +52,8 @@ class TiledState:
     shifts: tuple[float, ...]
     jitter: float
     rows: Path
+    precision: Precision
     peak: int = 0
-    double_from: float = 0.0
     factors: list[Path] = field(default_factory=list)
 
 
@@ -100,7 +94,8 @@ class TiledCholesky(DirectSolver):
                 "tiled-cholesky keeps its factor in files and needs a site for them; without one take cholesky"
             )
         shifts, jitter = self.shifts(values, K.diag())
-        return TiledState(K, K.site, values, shifts, jitter, K.site.save("rows", K.rows))
+        precision = Precision(K.site.folder)
+        return TiledState(K, K.site, values, shifts, jitter, K.site.save("rows", K.rows), precision)
 
     def solve(self, state: TiledState, Y: ArrayLike, progress: Progress = unwatched) -> tuple[Solution, ...]:
         """One solution per ridge for (n,) or (n, t) targets; large ridges first, returned in the order given.
@@ -123,8 +118,6 @@ class TiledCholesky(DirectSolver):
                     worked = True
                     solution = self._solve_one(state, k, targets, progress)
                     kept.save(solution)
-                if DOUBLE in solution.notes:
-                    state.double_from = max(state.double_from, state.shifts[k])
                 self._remove_factors(state)
                 found[k] = solution
             if worked:
@@ -137,7 +130,7 @@ class TiledCholesky(DirectSolver):
     def _solve_one(self, state: TiledState, k: int, Y: np.ndarray, progress: Progress) -> Solution:
         if self.dtype != "mixed":
             return self._solve_in(self.dtype, state, k, Y, progress)
-        if state.shifts[k] > state.double_from:
+        if not state.precision.needs_double(state.ridges[k]):
             try:
                 solution = self._solve_in("float32", state, k, Y, progress)
             except NumericalError:  # of K itself float64 says the same
@@ -145,6 +138,7 @@ class TiledCholesky(DirectSolver):
             else:
                 if solution.residual <= ACCURATE:
                     return replace(solution, notes=(*solution.notes, SINGLE))
+            state.precision.single_failed(state.ridges[k])
         self._remove_factors(state)
         solution = self._solve_in("float64", state, k, Y, progress)
         return replace(solution, notes=(*solution.notes, DOUBLE))
@@ -193,13 +187,13 @@ class TiledCholesky(DirectSolver):
             )
         require_finite(alpha, ridge)
         status = final_status(residual)
-        notes = [*self.jitter_notes(state.jitter), *quality_notes(residual, dtype)]
+        notes = self.notes(state.jitter, residual, dtype)
         dimension: float | None = None
         if status is Status.INACCURATE:
             notes.append("the factor is too inaccurate for the effective dimension")
         else:
             dimension = K.n - shift * trace
-            notes.append(f"effective dimension estimated with {PROBES} random probes")
+            notes.append(ESTIMATED)
         return Solution(
             alpha=alpha,
             ridge=ridge,
@@ -217,7 +211,8 @@ class TiledCholesky(DirectSolver):
     def _remove_factors(self, state: TiledState) -> None:
         if state.site.alone:
             for path in state.factors:
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    remove_store(path)
             state.factors.clear()
 
 
@@ -241,14 +236,12 @@ def worker_bytes(n: int, side: int, itemsize: int, cache: int, stored_bytes: int
     """Peak memory of a worker that makes tiles of a factor, while it keeps ``cache`` bytes of finished ones.
 
     stored_bytes: of one tile of K as it is read. Beside them are the tiles that it has begun, the one that it
-    works on, and either two that it reads, the copies that writing takes, or those that reading K's takes.
+    works on, and either two finished ones that it reads, or what reading K's takes.
     """
     tile = min(side, n) ** 2 * itemsize
     count = -(-n // side)
     begun = min(BEGUN, count - 1) * tile
-    return (
-        WORKER_BASE_BYTES + cache + begun + tile + max(WRITTEN_CHUNKS * side**2 * itemsize, 2 * stored_bytes)
-    )
+    return WORKER_BASE_BYTES + cache + begun + tile + 2 * max(tile, stored_bytes)
 
 
 def driver_bytes(n: int, targets: int) -> int:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from kernels.arrays import Array, to_host
+from kernels.arrays import Array, namespace, to_host
 
 from .. import device, tasks
 from ..errors import ChunkLost, NumericalError
@@ -26,6 +26,9 @@ from .factor_order import BEGUN, FactorOrder, Step
 
 MENDS = 3
 """How often tiles of a factor that are found damaged are made again before the disk is given up."""
+
+MAPS = 256
+"""Finished tiles that a process holds at most: each takes a file descriptor, and finding one again costs little."""
 
 T = TypeVar("T")
 
@@ -55,19 +58,26 @@ class FactorJob:
     unit: int
     cache_bytes: int
 
+    @property
+    def largest(self) -> int:
+        """Entries of the largest tile."""
+        return min(self.store.side, self.store.shape[0]) ** 2
+
 
 class Held:
-    """Tiles of one factor that this process holds: finished ones up to so many bytes, and those it has begun."""
+    """What this process holds of one factor: finished tiles, those it has begun, and memory to work in.
+
+    On a host a finished tile is a map of its file: the memory is the system's and all processes', and none of it is
+    taken anew. The tile in work lies in memory that is used again for the next one.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._store: Path | None = None
-        self._tiles: OrderedDict[Tile, Array] = OrderedDict()
-        self._begun: OrderedDict[Tile, tuple[Array, int]] = OrderedDict()
-        self._bytes = 0
+        self._clear(None)
 
     def tile(self, job: FactorJob, tile: Tile, keep: bool = True) -> Array:
-        """A finished tile, read where it is not held.
+        """A finished tile, read-only, read where it is not held; its checksum is looked at once.
 
         Raises:
             FactorTileLost: it is missing or damaged (then set aside).
@@ -77,10 +87,13 @@ class Held:
             if tile in self._tiles:
                 self._tiles.move_to_end(tile)
                 return self._tiles[tile]
+            known = tile in self._verified
         try:
-            values = tile_arithmetic.placed(job.store.read_tile(*tile))
+            values = tile_arithmetic.placed(job.store.map_tile(*tile, verify=not known))
         except ChunkLost as error:
             raise FactorTileLost(str(error)) from error
+        with self._lock:
+            self._verified.add(tile)
         if keep:
             self.keep(job, tile, values)
         return values
@@ -94,7 +107,7 @@ class Held:
                 return
             self._tiles[tile] = values
             self._bytes += values.nbytes
-            while self._bytes > bound:
+            while self._bytes > bound or len(self._tiles) > MAPS:
                 self._bytes -= self._tiles.popitem(last=False)[1].nbytes
 
     def begin(self, job: FactorJob, tile: Tile, values: Array, products: int) -> None:
@@ -103,7 +116,7 @@ class Held:
             self._turn_to(job.store)
             self._begun[tile] = values, products
             while len(self._begun) > BEGUN:
-                self._begun.popitem(last=False)
+                self._reuse(job, self._begun.popitem(last=False)[1][0])
 
     def begun(self, job: FactorJob, tile: Tile) -> tuple[Array, int] | None:
         """A tile that was begun here; it is handed over."""
@@ -111,9 +124,29 @@ class Held:
             self._turn_to(job.store)
             return self._begun.pop(tile, None)
 
+    def memory(self, job: FactorJob, tile: Tile) -> np.ndarray:
+        """An array of a tile's shape to work in, of any content, until it is given back or begun."""
+        rows, columns = job.store.grid.extent(tile)
+        n, m = rows.stop - rows.start, columns.stop - columns.start
+        with self._lock:
+            self._turn_to(job.store)
+            whole = self._free.pop() if self._free else np.empty(job.largest, job.store.dtype)
+        return whole[: n * m].reshape(n, m)
+
+    def give_back(self, job: FactorJob, values: Array) -> None:
+        """Use the memory of an array from ``memory`` again; on a device there is nothing to do."""
+        with self._lock:
+            self._turn_to(job.store)
+            self._reuse(job, values)
+
     def release(self) -> None:
         with self._lock:
             self._clear(None)
+
+    def _reuse(self, job: FactorJob, values: Array) -> None:
+        whole = values.base if namespace(values) is np else None
+        if isinstance(whole, np.ndarray) and whole.shape == (job.largest,) and len(self._free) <= BEGUN:
+            self._free.append(whole)
 
     def _turn_to(self, store: FactorStore) -> None:
         if self._store != store.path:
@@ -121,8 +154,10 @@ class Held:
 
     def _clear(self, store: Path | None) -> None:
         self._store, self._bytes = store, 0
-        self._tiles.clear()
-        self._begun.clear()
+        self._tiles: OrderedDict[Tile, Array] = OrderedDict()
+        self._begun: OrderedDict[Tile, tuple[Array, int]] = OrderedDict()
+        self._verified: set[Tile] = set()
+        self._free: list[np.ndarray] = []
 
 
 HELD = Held()
@@ -164,7 +199,10 @@ def make(step: Step, job: FactorJob) -> int:
     else:
         tile = tile_arithmetic.divide(tile, HELD.tile(job, (j, j)))
     job.store.write_tile(step.tile, to_host(tile))
-    HELD.keep(job, step.tile, tile)
+    if namespace(tile) is np:  # whoever needs it maps its file
+        HELD.give_back(job, tile)
+    else:
+        HELD.keep(job, step.tile, tile)
     return peak_bytes()
 
 
@@ -173,7 +211,10 @@ def _reduced(step: Step, job: FactorJob) -> Array:
     i, j = step.tile
     begun = HELD.begun(job, step.tile)
     if begun is None or begun[1] > step.products:
-        begun = tile_arithmetic.placed(_block(step.tile, job)), 0
+        block = _block(step.tile, job)
+        begun = tile_arithmetic.placed(block), 0
+        if begun[0] is not block:
+            HELD.give_back(job, block)
     tile, first = begun
     for k in range(first, step.products):
         left = HELD.tile(job, (i, k))
@@ -188,7 +229,7 @@ def _block(tile: Tile, job: FactorJob) -> np.ndarray:
     rows = np.load(job.rows, mmap_mode="r")
     some, others = job.store.grid.extent(tile)
     with np.errstate(over="ignore"):  # beyond float32: reported below as what it became
-        block = cross_block(job.source, rows[some], rows[others], job.store.dtype)
+        block = cross_block(job.source, rows[some], rows[others], out=HELD.memory(job, tile))
     if block.dtype == np.float32 and not all_finite(block):  # in float64 they are as they were read: finite
         raise NumericalError(
             f"the kernel between rows {rows[some.start]} to {rows[some.stop - 1]} and rows {rows[others.start]} to "

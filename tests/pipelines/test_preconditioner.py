@@ -25,7 +25,7 @@ from pipelines.solvers.preconditioner import (
     rank_within,
     save,
 )
-from pipelines.solvers.sketch import Sketch, Spectrum
+from pipelines.solvers.sketch import Sketch, SketchNotFinite, Spectrum
 
 MEMORY = 2**30
 
@@ -240,3 +240,16 @@ def test_making_it_takes_the_memory_that_it_may(rank: int, monkeypatch: pytest.M
         tracemalloc.stop()
     assert made.rank == rank
     assert 0.6 * limit < peak < 1.1 * limit
+
+
+def test_values_beyond_single_precision_are_sketched_in_double() -> None:
+    """Protects from a preconditioner of infinities, which ends as iterations that do not converge."""
+    K = falling(40, 2.0) * 1e38
+    with pytest.raises(SketchNotFinite, match="not finite in float32"):
+        Sketch(operator(K), "float32", 20, 0).grow(20)
+    made = randomised_nystrom(operator(K), (1e36,), 2**20, 0)
+    assert made.precision == "float64"
+    assert np.isfinite(made.values).all()
+    assert made.values[0] == pytest.approx(np.linalg.eigvalsh(K)[-1], rel=0.1)
+    with pytest.raises(SketchNotFinite, match="not finite in float64"):
+        randomised_nystrom(operator(np.full((40, 40), 1.7e308)), (1e36,), 2**20, 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,35 @@ def test_a_store_that_grew_is_opened_again_by_a_worker(few_tiles_a_square: None,
     grown = make(samples.experiment(**WHOLE), tmp_path / "root").store
     assert grown.path == store.path
     assert pickle.loads(pickle.dumps(GramStore(grown.path))).shape == (N + 9, N + 9)
+
+
+@dataclass(frozen=True)
+class Number:
+    number: int
+
+
+@dataclass(frozen=True)
+class Sums:
+    out: Path
+
+
+def write_late(task: Number, job: Sums) -> int:
+    """The first task waits until no other is begun any more. Returns how many results lie on the disk then."""
+    if task.number:
+        products.write_sums(task, job, [np.full(2, float(task.number))])
+        return 0
+    before, lying = -1, 0
+    while lying != before:
+        time.sleep(0.5)
+        before, lying = lying, len(list(job.out.parent.glob(f"{job.out.name}.*")))
+    products.write_sums(task, job, [np.zeros(2)])
+    return lying
+
+
+def test_results_do_not_pile_up_behind_a_straggler(client: Any, tmp_path: Path) -> None:
+    """Protects the disk: whatever one task takes, no more files lie there than are planned for; none is lost."""
+    listed = [Number(k) for k in range(100)]
+    with Site(tmp_path / "solves" / "a", lambda: tasks.Workers(client, 4), 2**30) as site:
+        got = list(products.in_turn(write_late, listed, Sums(site.path("sums")), site))
+    assert [int(values[0]) for _, values in got] == list(range(100))
+    assert 0 < got[0][0] < products.outstanding(4)

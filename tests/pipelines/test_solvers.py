@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipelines import tasks
 from pipelines.errors import DataError, ExperimentError, NumericalError
 from pipelines.operators import GramOperator
+from pipelines.site import Site
 from pipelines.solvers import Cholesky, Eigen, Solver, Status
 from pipelines.solvers import cholesky as cholesky_module
 from pipelines.solvers.base import ACCURATE, extreme_eigenvalues, refine, rounding_level
 from pipelines.solvers.mixed import MixedCholesky
-from pipelines.solvers.tiled_cholesky import DOUBLE, SINGLE
+from pipelines.solvers.precision import DOUBLE, SINGLE
 
 RIDGES = (1.0, 1e-2, 1e-4, 1e-6)
 
@@ -397,6 +400,42 @@ def test_mixed_precision_turns_to_double_where_single_is_not_enough() -> None:
     left_out = solutions(MixedCholesky(loo=True), K, Y, (1e-2,))[0]
     assert DOUBLE in left_out.notes
     np.testing.assert_array_equal(left_out.loo, solutions(Cholesky(loo=True), K, Y, (1e-2,))[0].loo)
+
+
+def test_mixed_precision_is_not_tried_again_where_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects resuming: a start after a death in float64 goes on there, with the bits of one that was not disturbed,
+    and a later ridge of the same solve is solved in float64 as it would have been."""
+    Q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 60)))
+    K, Y = (Q * np.logspace(0, -10, 60)) @ Q.T, targets(60)
+    K = (K + K.T) / 2
+    ridges = (1e-1, 1e-11, 1e-12)
+    whole = solutions(MixedCholesky(), K, Y, ridges)
+    assert [DOUBLE in one.notes for one in whole] == [False, True, True]
+    made: list[str] = []
+    dense = GramOperator.dense
+
+    def reading(self: GramOperator, dtype: str, **options: object) -> np.ndarray:
+        made.append(np.dtype(dtype).name)
+        if made == ["float32", "float64"]:
+            raise KeyboardInterrupt
+        return dense(self, dtype, **options)
+
+    monkeypatch.setattr(GramOperator, "dense", reading)
+
+    def start(some: tuple[float, ...]) -> tuple:
+        with Site(tmp_path / "solve", tasks.Workers, 2**30) as site:
+            solver = MixedCholesky()
+            return solver.solve(solver.factor(GramOperator(MemoryTiles(K), np.arange(60), site), some), Y)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(ridges)
+    resumed = start(ridges[1:])  # the first was kept
+    assert made == ["float32", "float64", "float64"]
+    for one, other in zip(whole[1:], resumed, strict=True):
+        np.testing.assert_array_equal(one.alpha, other.alpha)
+        assert one.notes == other.notes
 
 
 def test_equal_samples_and_a_ridge_below_rounding_end_in_a_named_error() -> None:

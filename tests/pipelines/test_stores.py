@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kernels.base import Prepared
-from pipelines import leases, stores
+from pipelines import leases, stores, tile_files
 from pipelines.errors import ChunkLost, DiskFull, NumericalError, StoreError
 from pipelines.pools import axis_of
-from pipelines.stores import FeatureStore, GramStore, PoolStore, open_store
+from pipelines.stores import FactorStore, FeatureStore, GramStore, PoolStore, open_store
 
 SIDE = 4
 
@@ -731,3 +732,28 @@ def test_attributes_are_plain_json(root: Path) -> None:
     attributes = json.loads((store.path / "zarr.json").read_text())["attributes"]
     assert attributes["megagram"] == "gram"
     assert attributes["axes"] == [axis_of(data(10)).json()]
+
+
+def test_a_straggler_does_not_write_into_a_removed_store(tmp_path: Path) -> None:
+    """Protects a root from folders that are no stores: what comes too late is refused, and nothing lies there."""
+    store = FactorStore.open_or_create(tmp_path, {"of": "test"}, 20, "float64", 8)
+    assert store.write_tile((0, 0), np.eye(8))
+    stores.remove_store(store.path)
+    with pytest.raises(StoreError, match="was removed"):
+        store.write_tile((1, 0), np.ones((8, 8)))
+    assert not list((tmp_path / "factors").iterdir())
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(1, 40), side=st.integers(1, 17), written=st.integers(1, 3000))
+def test_tiles_written_in_pieces_are_what_zarr_reads(n: int, side: int, written: int) -> None:
+    """Protects the format: whatever is written at once, whole and ragged tiles are chunks with their checksums."""
+    values = np.random.default_rng(n).standard_normal((n, n))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tile_files, "WRITTEN_BYTES", written)
+        store = FactorStore.open_or_create(Path(folder), {"of": "test"}, n, "float64", side)
+        for tile in ((i, j) for i in range(store.grid.shape[0]) for j in range(i + 1)):
+            extent = store.grid.extent(tile)
+            store.write_tile(tile, values[extent])
+            np.testing.assert_array_equal(store.array("factor")[extent], values[extent])
+            np.testing.assert_array_equal(store.map_tile(*tile), values[extent])

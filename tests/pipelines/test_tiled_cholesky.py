@@ -25,6 +25,7 @@ from pipelines.solvers import tile_arithmetic, tiled_cholesky, tiled_factor
 from pipelines.solvers.base import Solution, Status
 from pipelines.solvers.checkpoints import EARLIER
 from pipelines.solvers.factor_order import FactorOrder, Step
+from pipelines.solvers.precision import DOUBLE, SINGLE
 from pipelines.solvers.substitution import BlockOrder, substitute
 from pipelines.solvers.tiled_cholesky import TiledCholesky
 from pipelines.stores import Axis, FactorStore, GramStore
@@ -153,8 +154,8 @@ def test_mixed_takes_float64_where_float32_fails(tmp_path: Path, side: Callable[
     source = stored(tmp_path, matrix, 32)
     ridges = [1e-8, 1e-1, 1e-9]
     solutions = solve(tmp_path, source, np.arange(60), ridges, Y, dtype="mixed")
-    assert [tiled_cholesky.DOUBLE in s.notes for s in solutions] == [True, False, True]
-    assert [tiled_cholesky.SINGLE in s.notes for s in solutions] == [False, True, False]
+    assert [DOUBLE in s.notes for s in solutions] == [True, False, True]
+    assert [SINGLE in s.notes for s in solutions] == [False, True, False]
     assert all(s.residual < 1e-6 for s in solutions)
     # Once more from what was kept: the same, ridge by ridge.
     again = solve(tmp_path, source, np.arange(60), ridges, Y, dtype="mixed")
@@ -484,3 +485,94 @@ def test_what_is_planned_is_what_lies_there(tmp_path: Path, side: Callable[[int]
     tiled_factor.complete(job, tasks.Workers)
     lying = sum(path.stat().st_size for path in store.path.glob("factor/c/*/*"))
     assert lying == tiled_cholesky.factor_bytes(50, 12, 4)
+
+
+def test_what_single_precision_failed_at_is_remembered(
+    tmp_path: Path, side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects hours: a start after a death in the float64 factor does not make the float32 one again, and that one
+    is gone before the float64 one takes the disk."""
+    side(16)
+    x = np.linspace(0, 1, 60)
+    source = stored(tmp_path, np.exp(-((x[:, None] - x) ** 2)), 32)
+    rows, ridges, Y = np.arange(60), [1e-1, 1e-8, 1e-9], targets(60)
+    whole = solve(tmp_path, source, rows, ridges, Y, name="whole", dtype="mixed")
+    opened: list[tuple[str, int]] = []
+    create = FactorStore.open_or_create
+
+    def opening(root: Path, description: dict[str, Any], n: int, dtype: str, side: int) -> FactorStore:
+        opened.append((dtype, len(list((root / "factors").iterdir()))))
+        if len(opened) == 3:
+            raise KeyboardInterrupt
+        return create(root, description, n, dtype, side)
+
+    monkeypatch.setattr(FactorStore, "open_or_create", opening)
+    with pytest.raises(KeyboardInterrupt):
+        solve(tmp_path, source, rows, ridges, Y, dtype="mixed")
+    resumed = solve(tmp_path, source, rows, ridges, Y, dtype="mixed")
+    assert opened == [("float32", 0), ("float32", 0), ("float64", 0), ("float64", 0), ("float64", 0)]
+    for one, other in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(one.alpha, other.alpha)
+
+
+def job_of(root: Path, n: int = 50, side: int = 12) -> tiled_factor.FactorJob:
+    np.save(root / "rows.npy", np.arange(n))
+    store = FactorStore.open_or_create(root, {"of": "test"}, n, "float64", side)
+    source = stored(root, points(n), 16)
+    return tiled_factor.FactorJob(source, root / "rows.npy", store, 0.01, 0.5, n, MEMORY)
+
+
+def maps_factor() -> bool:
+    return "/factor/c/" in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to say what is mapped")
+def test_workers_let_go_of_a_factor(tmp_path: Path, cluster: tasks.Workers) -> None:
+    """Protects disk and memory: a removed factor's tiles take both for as long as a process holds them."""
+    # A map may be smaller than a page, never than nothing: tiles of 12 x 12 are mapped too.
+    tiled_factor.complete(job_of(tmp_path), lambda: cluster)
+    assert any(cluster.client.run(maps_factor).values())
+    tiled_factor.release_all(cluster)
+    assert not any(cluster.client.run(maps_factor).values())
+
+
+def test_finished_tiles_are_mapped_and_memory_is_used_again(tmp_path: Path) -> None:
+    """Protects time: fresh memory for every tile costs the system half of what the arithmetic takes."""
+    job = job_of(tmp_path)
+    tiled_factor.complete(job, tasks.Workers)
+    tile = job.store.map_tile(4, 2)
+    assert not tile.flags.writeable
+    assert tile.flags.c_contiguous
+    for one in job.store.present():
+        np.testing.assert_array_equal(job.store.map_tile(*one), job.store.read_tile(*one))
+    held = tiled_factor.Held()
+    assert held.tile(job, (1, 0)) is held.tile(job, (1, 0))
+    first = held.memory(job, (4, 4))
+    assert first.shape == (2, 2)
+    held.give_back(job, first)
+    second = held.memory(job, (1, 0))
+    assert second.shape == (12, 12)
+    assert np.shares_memory(first, second)
+    assert not np.shares_memory(second, held.memory(job, (1, 0)))
+    held.give_back(job, np.empty((3, 3)))  # not from there: memory of another size
+    assert held.memory(job, (2, 1)).shape == (12, 12)
+    tiled_factor.release()
+
+
+def test_a_tile_mapped_again_is_verified_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects from both: damage that is never looked for, and a look at every reading."""
+    job = job_of(tmp_path)
+    tiled_factor.complete(job, tasks.Workers)
+    asked: list[bool] = []
+    mapping = FactorStore.map_tile
+
+    def asking(store: FactorStore, i: int, j: int, verify: bool = True) -> np.ndarray:
+        asked.append(verify)
+        return mapping(store, i, j, verify)
+
+    monkeypatch.setattr(FactorStore, "map_tile", asking)
+    held = tiled_factor.Held()
+    for _ in range(3):
+        held.tile(job, (1, 0), keep=False)
+    assert asked == [True, False, False]
+    tiled_factor.release()

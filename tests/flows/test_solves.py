@@ -1,0 +1,47 @@
+"""What a run leaves of its solve: nothing where it ended well, all of it where more iterations would help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows.display import Terminal
+from flows.run import run_study
+from pipelines import experiment
+
+TOML = """
+name = "small"
+[data]
+source = "digits"
+train = 200
+validation = [200, 300]
+preprocess = ["scale", "standardise"]
+[kernel]
+kind = "fully-connected"
+family = "rf"
+depth = 2
+[solve]
+method = "conjugate-gradient"
+ridges = [1.0, 1e-7]
+tolerance = 1e-9
+"""
+
+
+def run(folder: Path, most: int) -> list[dict[str, Any]]:
+    """The path of ridges of a run with so many iterations at most."""
+    (folder / "small.toml").write_text(f"{TOML}max_iterations = {most}\n")
+    with Terminal() as display:
+        outcome = run_study(experiment.load(folder / "small.toml"), folder / "root", "serial", display)
+    return outcome.results[0]["evaluation"]["path"]
+
+
+def test_a_solve_is_kept_where_a_ridge_did_not_converge(tmp_path: Path) -> None:
+    """Protects iterations that were done: with more of them allowed the next run goes on, then nothing is left."""
+    before = {entry["ridge"]: entry for entry in run(tmp_path, 1)}
+    assert before[1e-7]["status"] == "not converged"
+    (kept,) = (tmp_path / "root" / "solves").iterdir()
+    assert list(kept.glob("**/iterations.npz"))
+    after = {entry["ridge"]: entry for entry in run(tmp_path, 1000)}
+    assert after[1e-7]["status"] == "solved"
+    assert after[1e-7]["iterations"] > before[1e-7]["iterations"] == 1
+    assert not list((tmp_path / "root" / "solves").iterdir())
