@@ -23,7 +23,8 @@ from pipelines.preprocessing import Preprocessing
 from pipelines.stores import GramStore, disk_errors
 from pipelines.wording import bytes_text
 
-from .work import Cluster, Display
+from .machines import Cluster
+from .work import Display
 
 
 def gram_of_arrays(

@@ -93,11 +93,11 @@ def plan(
 ) -> None:
     """Say what a run would compute: tiles, operations, disk, memory, time. Exit code 4 if it cannot fit."""
     _prepare_blas()
-    from .facts import plan_rows, plans
+    from .display import table
+    from .facts import plans
+    from .plan_table import plan_rows
 
     made = plans(_load(experiment, overrides), root, cluster)
-    from .display import table
-
     for one in made:
         table(("", "", ""), plan_rows(one), title=f"Plan of {one.experiment}")
     if as_json:
@@ -220,6 +220,55 @@ def predict(
     )
     if as_json:
         print(json.dumps(facts))
+
+
+@app.command(epilog=example("megagram compare random-features-convergence --features 64,256,1024"))
+def compare(
+    experiment: ExperimentArgument,
+    features: Annotated[
+        str,
+        typer.Option(
+            "--features", metavar="SIZES", help="Sizes such as 64,256,1024; layer by layer 64x256,64x1024."
+        ),
+    ],
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", help="Training samples; no more for validation and test.")
+    ] = 1000,
+    repeat: Annotated[
+        int, typer.Option("--repeat", metavar="R", help="Seeds for each size: the experiment's and the next.")
+    ] = 1,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", metavar="MEASURE=ERROR", help="How many features it needs, e.g. relF=0.01."),
+    ] = None,
+    root: RootOption = DEFAULT_ROOT,
+    cluster: ClusterOption = "local",
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare explicit features of several sizes with the exact kernel they stand for, on some samples.
+
+    SIZES take the place of widths, landmarks or anchors in the experiment's [features]; a single number counts for all
+    layers. Errors are relF, relOp and relMax of the two matrices; ridge regression with both is scored alike.
+    """
+    _prepare_blas()
+    from .compare import compare_features
+    from .display import Terminal, table
+
+    study = _load(experiment, overrides)
+    with Terminal() as display:
+        outcome = compare_features(
+            study, features, samples, repeat, target or (), root, cluster, display, command=_command()
+        )
+    for title, header, rows in outcome.tables:
+        table(header, rows, title=title)
+    for text in outcome.sentences:
+        print(text)
+    print(f"Report: {outcome.report}")
+    if as_json:
+        print(json.dumps(outcome.json()))
+    if outcome.missed:
+        raise typer.Exit(9)
 
 
 @app.command(epilog=example("megagram report quickstart"))

@@ -16,21 +16,22 @@ from cluster.worker import kernel_path_set
 from kernels import costs
 from kernels.base import Kernel
 from kernels.fused import VARIABLE
-from pipelines import experiment, matrices, memory, plan, pools, provenance, solvers, speed
+from pipelines import experiment, feature_plan, matrices, memory, plan, pools, provenance, solvers, speed
+from pipelines.feature_plan import FeaturePlan
 from pipelines.plan import Plan
 from pipelines.wording import bytes_text, seconds_text
 
 from .engine import open_engine
 
 
-def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan]:
+def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan | FeaturePlan]:
     """A plan for each experiment of a study, with the workers and memory that the profile comes to here, or
     assumes."""
     chosen = Profile.load(profile)
     resources = chosen.resources()
     with kernel_path_set(chosen):
         return [
-            plan.make(
+            (plan.make if one.features is None else feature_plan.make)(
                 one,
                 pools.resolve(one),
                 root.resolve(),
@@ -57,55 +58,6 @@ def _assumed(profile: Profile) -> plan.Assumed | None:
         assume.disk,
         assume.disk_read,
     )
-
-
-def plan_rows(made: Plan) -> list[tuple[str, str, str]]:
-    """Rows for a table: what, how much, remark."""
-    rows = []
-    for m in made.matrices:
-        n, k = m.grid.n, m.grid.m
-        what = f"{n} x {k} entries, tiles of {m.grid.side}, {len(m.stores)} stored per pass"
-        present = m.needed_count - m.missing_count
-        rows.append((f"tiles ({m.role})", f"{m.missing_count} missing, {present} present", what))
-    cost, solve = made.cost, made.choice.estimate
-    if made.recomputed:
-        rows.append(("tiles", "none stored", f"computed at each of about {solve.passes} passes"))
-    if made.assumed:
-        rows.append(
-            ("machines", f"{made.workers} assumed workers", f"profile {made.assumed}: nothing measured")
-        )
-    rows += [
-        ("computed by", made.path, made.path_remark),
-        (
-            "operations",
-            f"{cost.operations:.3g}",
-            f"and {cost.transcendentals:.3g} calls of exp, arccos or sqrt",
-        ),
-        ("solved by", solve.name, made.reason),
-        (
-            "disk",
-            bytes_text(made.disk_bytes),
-            f"{bytes_text(made.solve_disk_bytes)} of it for the solve, and then free again;"
-            f" {bytes_text(made.disk_free)} free under {made.root}",
-        ),
-        (
-            "memory of a worker",
-            bytes_text(max(made.worker.total, made.solve_worker_bytes)),
-            f"tiles {bytes_text(made.worker.total)}, solve {bytes_text(made.solve_worker_bytes)};"
-            f" each of {made.workers} may use {bytes_text(made.worker_limit)}",
-        ),
-        ("memory of the driver", bytes_text(made.solve_bytes), f"{bytes_text(made.driver_limit)} free"),
-        (
-            "expected time",
-            seconds_text(made.seconds),
-            f"tiles {seconds_text(made.gram_seconds)}, solve {seconds_text(made.solve_seconds)},"
-            f" of which the driver hands out tasks for {seconds_text(solve.task_seconds)}"
-            f" ({'by assumed rates' if made.assumed else 'calibrated just now'})",
-        ),
-    ]
-    problems = made.problems()
-    rows += [("does not fit", "", problem) for problem in problems]
-    return rows
 
 
 def shipped_rows() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -181,6 +133,8 @@ def _estimate(
 
     One kernel of each kind is timed; the others of its kind follow by what they say they cost.
     """
+    if one.features is not None:
+        return _feature_estimate(one, speeds, workers)
     kernel = matrices.run_kernel(one)
     shape = pools.kernel_shape(kernel.inputs, _SHAPES[one.data.source])
     work = _work(kernel, shape)
@@ -188,30 +142,67 @@ def _estimate(
         speeds[kernel.kind] = speed.calibrate(kernel, shape, one.gram.dtype), work
     rates, timed = speeds[kernel.kind]
     n = _size(one)
-    held = sum(_count(part) for part in (one.data.validation, one.data.test))
-    entries = n * (n + 1) // 2 + n * held
-    itemsize = np.dtype(one.gram.dtype).itemsize
-    solve = one.solve
-    problem = solvers.Problem(
-        n=n,
-        columns=CLASSES,
-        ridges=len(solve.ridges),
+    held = _held(one)
+    problem = replace(
+        _problem(one),
         tiles=one.gram.tiles,
-        loo=solve.select == "loo",
-        refit=solve.refit,
-        dtype=solve.dtype,
-        itemsize=itemsize,
+        dtype=one.solve.dtype,
         side=kernel.tile_side(one.gram.dtype),
-        missing_entries=entries,
-        missing_bytes=entries * itemsize,
+        missing_entries=n * (n + 1) // 2 + n * held,
         predicted=n * held,
-        centres=solve.centres or 0,
-        max_iterations=solve.max_iterations or 0,
+        centres=one.solve.centres or 0,
     )
     available = memory.available_bytes()
     scaled = replace(rates, entries=rates.entries * timed / work)
     means = solvers.Means(workers, available, available // max(workers, 1), sys.maxsize, scaled)
-    return solvers.choose(solve.method, problem, means).estimate.total_seconds
+    return solvers.choose(one.solve.method, problem, means).estimate.total_seconds
+
+
+def _feature_estimate(
+    one: experiment.Experiment, speeds: dict[str, tuple[speed.Speed, float]], workers: int
+) -> float:
+    """As ``_estimate``, for an experiment with features: from what the map says that they cost."""
+    feature_map, dtype = one.feature_map, one.gram.dtype
+    assert feature_map is not None
+    shape = pools.kernel_shape(feature_map.inputs, _SHAPES[one.data.source])
+    if "features" not in speeds:
+        speeds["features"] = speed.calibrate_map(feature_map, None, shape, dtype), 1.0
+    rates, _ = speeds["features"]
+    n, held, width = _size(one), _held(one), feature_map.width(shape)
+    single = rates.worker_single if dtype == "float32" else rates.worker
+    call = costs.RATES[np.dtype(dtype).itemsize].transcendental
+    pace = speed.features_at(feature_map, shape, dtype, speed.MAP_EFFICIENCY * single, 1 / call)
+    problem = replace(
+        _problem(one),
+        side=feature_map.tile_side(dtype),
+        missing_entries=(n + held) * width,
+        predicted=held * width,
+    )
+    available = memory.available_bytes()
+    means = solvers.Means(
+        workers, available, available // max(workers, 1), sys.maxsize, replace(rates, entries=pace)
+    )
+    solving = solvers.choose_primal(one.solve.method, problem, width, means).estimate.total_seconds
+    return feature_map.learning_cost(n, shape).operations / single + solving
+
+
+def _problem(one: experiment.Experiment) -> solvers.Problem:
+    """What the solves of both sorts have in common, by the experiment's table alone."""
+    solve = one.solve
+    return solvers.Problem(
+        n=_size(one),
+        columns=CLASSES,
+        ridges=len(solve.ridges),
+        loo=solve.select == "loo",
+        refit=solve.refit,
+        itemsize=np.dtype(one.gram.dtype).itemsize,
+        max_iterations=solve.max_iterations or 0,
+    )
+
+
+def _held(one: experiment.Experiment) -> int:
+    """Validation and test samples."""
+    return sum(_count(part) for part in (one.data.validation, one.data.test))
 
 
 def _work(kernel: Kernel, shape: tuple[int, ...]) -> float:

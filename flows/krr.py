@@ -1,4 +1,5 @@
-"""Kernel ridge regression: from an experiment to a report. Reads like the table of contents of the work."""
+"""Kernel ridge regression, with a kernel's matrix or with explicit features: from an experiment to a report. Reads
+like the table of contents of the work."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pipelines import report
 from pipelines.errors import ChunkLost
 
 from .engine import Engine
+from .matrix_work import MatrixWork
 from .work import Work
 
 REPAIRS = 3
@@ -32,7 +34,8 @@ def krr(work: Work, run: Engine) -> dict[str, Any]:
         for attempt in range(REPAIRS + 1):
             try:
                 stage("features", work.make_features)
-                stage("gram", work.make_gram)
+                if isinstance(work, MatrixWork):
+                    stage("gram", work.make_gram)
                 stage("solve", work.solve)
                 break
             except ChunkLost as error:

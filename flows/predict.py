@@ -16,14 +16,15 @@ import numpy as np
 from cluster.profiles import Profile
 from cluster.signals import sigterm_unwinds
 from cluster.watchdog import explain
-from pipelines import gram, model, pools, predictions, results, speed, tasks
+from pipelines import gram, model, predictions, results, tasks
 from pipelines.array_files import open_array
 from pipelines.errors import DataError, ExperimentError
 from pipelines.experiment import Study
 from pipelines.site import Site
 from pipelines.stores import disk_errors
 
-from .work import Cluster, Display
+from .machines import Cluster
+from .work import Display
 
 ALONE_SECONDS = 10.0
 """What this process would do in less is not worth starting workers for."""
@@ -57,24 +58,19 @@ def predict_arrays(
     root = root.resolve()
     folder, result = results.newest(root, experiment.name, experiment.table())
     fitted = model.load(folder)
-    store = fitted.store(root)
     X = fitted.check(_open(x), str(x))
-    one = fitted.preprocessing.output_shape(fitted.shape)
-    shape = pools.kernel_shape(fitted.kernel.inputs, one)
     working = root / "solves" / f"prediction-{results.new_run_id()}"
     with sigterm_unwinds(), Cluster(Profile.load(profile), root, display.line) as cluster:
         display.stage(experiment.name, f"prediction by run {result['run']}")
-        pace = speed.entries_per_second(fitted.kernel, shape, fitted.dtype, 0.1)
-        # Whole tiles are computed, whatever few of their columns belong to training samples.
-        width = min(len(np.unique(fitted.rows // store.side)) * store.side, store.rows)
-        alone = len(X) * width < ALONE_SECONDS * pace
+        alone = predictions.seconds(fitted, len(X), root) < ALONE_SECONDS
         workers: tasks.Open = tasks.Workers if alone else cluster.workers
         room = ALONE_BYTES if alone else cluster.resources.memory
+        none = np.zeros((1, fitted.coefficients.shape[1]))
         try:
             with (
                 Site(working, workers, room) as site,
-                _Rows(out, len(X), fitted.answers(np.zeros((1, fitted.alpha.shape[1])))) as answers,
-                _Rows(scores, len(X), np.zeros((1, fitted.alpha.shape[1]))) as values,
+                _Rows(out, len(X), fitted.answers(none)) as answers,
+                _Rows(scores, len(X), none) as values,
             ):
                 for _, found in predictions.slabs(fitted, X, root, site, _progress(display)):
                     answers.append(fitted.answers(found))

@@ -10,13 +10,16 @@ from typing import Any
 
 from cluster.profiles import Profile
 from pipelines import report, results
-from pipelines.experiment import Study
-from pipelines.plan import run_kernel
+from pipelines.experiment import Experiment, Study
+from pipelines.matrices import run_kernel
 from pipelines.verdict import verdict
 
 from .engine import open_engine, run_flow
+from .feature_work import FeatureWork
 from .krr import krr
-from .work import Cluster, Display, Work
+from .machines import Cluster
+from .matrix_work import MatrixWork
+from .work import Display, Work
 
 NamedTable = tuple[str, Sequence[str], Sequence[Sequence[object]]]
 """Title, header and rows, for a terminal."""
@@ -52,8 +55,9 @@ def run_study(study: Study, root: Path, profile: str, display: Display, *, comma
     with Cluster(Profile.load(profile), root, display.line) as cluster:
         display.line(engine.name)
         # Kernels that bring another one along come first: an NTK's pass leaves nothing to do for the RF.
-        for experiment in sorted(study.experiments, key=lambda e: -len(run_kernel(e).outputs)):
-            work = Work(experiment, root, cluster, display, command=command, engine=lambda: engine.name)
+        for experiment in sorted(study.experiments, key=_outputs, reverse=True):
+            kind: type[Work] = MatrixWork if experiment.features is None else FeatureWork
+            work = kind(experiment, root, cluster, display, command=command, engine=lambda: engine.name)
             run_flow("krr", krr, work, engine=engine, run_name=f"{experiment.name} {work.run}")
             done[experiment.name] = work.folder, work.result
     if not study.is_table:
@@ -61,6 +65,11 @@ def run_study(study: Study, root: Path, profile: str, display: Display, *, comma
         header, rows = report.terminal_table(result)
         return Outcome("", (("", header, rows),), folder / "report.html", (result,), False)
     return _table(study, root, [(e.label, *done[e.name]) for e in study.experiments])
+
+
+def _outputs(experiment: Experiment) -> int:
+    """How many matrices a run of an experiment fills at once."""
+    return 0 if experiment.features is not None else len(run_kernel(experiment).outputs)
 
 
 def rebuild_reports(study: Study, root: Path) -> list[Path]:
@@ -82,7 +91,6 @@ def rebuild_reports(study: Study, root: Path) -> list[Path]:
 def facts(result: dict[str, Any]) -> dict[str, Any]:
     """The few facts of a result that scripts ask for; accuracies in percent, else error measures."""
     evaluation = result["evaluation"]
-    stores = result["gram"]["stores"]
 
     def score(part: str) -> Any:
         metrics = evaluation.get(part)
@@ -96,15 +104,35 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
         "gcv_accuracy": score("gcv"),
         "select": evaluation["select"],
         "ridge": evaluation["ridge"],
-        "tiles_computed": result["gram"]["tiles_computed"],
-        "tiles_reused": result["gram"]["tiles_reused"],
-        "paths": result["gram"]["paths"],
+        **(_tile_facts(result["gram"]) if result["gram"] else _feature_facts(result["features"])),
         "seconds": round(result["seconds"], 3),
-        "store": stores[0]["path"] if stores else None,
         "method": result["solver"]["method"],
         "report": str(Path(result["folder"]) / "report.html"),
         "run": result["run"],
         "engine": result["engine"],
+    }
+
+
+def _tile_facts(gram: dict[str, Any]) -> dict[str, Any]:
+    stores = gram["stores"]
+    return {
+        "tiles_computed": gram["tiles_computed"],
+        "tiles_reused": gram["tiles_reused"],
+        "paths": gram["paths"],
+        "store": stores[0]["path"] if stores else None,
+    }
+
+
+def _feature_facts(features: dict[str, Any]) -> dict[str, Any]:
+    stores = features["stores"]
+    return {
+        "map": features["map"]["description"]["kind"],
+        "features": features["width"],
+        "learned": None if features["learned"] is None else features["learned"]["digest"],
+        "blocks": features["blocks"],
+        "blocks_computed": features["blocks_computed"],
+        "blocks_reused": features["blocks_reused"],
+        "store": stores[0]["path"] if stores else None,
     }
 
 

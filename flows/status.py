@@ -8,8 +8,8 @@ from typing import Any
 
 from pipelines import leases
 from pipelines.errors import StoreError
-from pipelines.results import journals, tiles_of
-from pipelines.stores import GramStore, Store, open_store
+from pipelines.results import blocks_of, journals, tiles_of
+from pipelines.stores import FeatureStore, GramStore, Store, open_store
 from pipelines.tiles import Tile
 from pipelines.wording import seconds_text
 
@@ -89,8 +89,16 @@ def status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             text = "begun"
         rows.append((f"stage {stage['name']}", text))
     for store in found["stores"]:
-        rows.append((f"{store['role']} tiles", _tiles(store)))
-        rows += _failures(store)
+        if "blocks_total" in store:
+            rows.append(
+                (
+                    f"{store['role']} features",
+                    f"{store['blocks_done']} of {store['blocks_total']} blocks stored",
+                )
+            )
+        else:
+            rows.append((f"{store['role']} tiles", _tiles(store)))
+            rows += _failures(store)
     for key in ("report", "error"):
         if found.get(key):
             rows.append((key, found[key]))
@@ -105,9 +113,11 @@ def _of_run(journal: dict[str, Any]) -> dict[str, Any]:
         )
     stores = []
     for store in journal["stores"]:
-        needed = tiles_of(store["needed"])
         try:
-            status = store_status(Path(store["path"]), needed)
+            if "blocks" in store:
+                status = _blocks_status(Path(store["path"]), blocks_of(store["blocks"]))
+            else:
+                status = store_status(Path(store["path"]), tiles_of(store["needed"]))
         except StoreError:
             continue  # removed since: nothing of it can be told
         stores.append({"role": store["role"], **status})
@@ -121,6 +131,14 @@ def _of_run(journal: dict[str, Any]) -> dict[str, Any]:
         "report": journal.get("report"),
         "error": journal.get("error"),
     }
+
+
+def _blocks_status(path: Path, needed: set[int]) -> dict[str, Any]:
+    """How many of the blocks of features that a run needs are stored."""
+    store = open_store(path)
+    assert isinstance(store, FeatureStore)
+    done = sum(block < store.block_count and store.has(block) for block in needed)
+    return {"title": str(path), "kind": store.kind, "blocks_done": done, "blocks_total": len(needed)}
 
 
 def _names(what: str, root: Path) -> list[str]:

@@ -6,6 +6,7 @@ escaped here and nowhere else.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,16 @@ class Page:
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
     foot: str
+
+
+def write(page: Page, folder: Path) -> Path:
+    """Write ``report.md`` and ``report.html`` into ``folder``, each replaced whole; returns the HTML's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("report.md", to_markdown(page)), ("report.html", to_html(page))):
+        unfinished = folder / f".{name}.{os.getpid()}"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(folder / name)
+    return folder / "report.html"
 
 
 def to_html(page: Page) -> str:

@@ -313,6 +313,8 @@ def generalised(
 def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> dict[str, Any]:
     """A solution's line of the path; train metrics come free from K alpha = Y - shift * alpha."""
     if fitted is None:
+        fitted = solution.fitted
+    if fitted is None:
         fitted = targets.matrix - solution.shift * solution.alpha
     left_out = generalised(targets.matrix, fitted, solution.effective_dimension)
     return {

@@ -1,15 +1,13 @@
 """The first stage: every block of samples preprocessed and prepared, into feature stores.
 
-Preprocessing that costs much (whitening) has a store of its own, shared by all kernels over the pool.
+Preprocessing that costs much (whitening) has a store of its own, shared by all kernels over the pool. What an
+explicit feature map prepares are its features.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-import uuid
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,16 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from kernels.base import Kernel, Prepared, digest
+from kernels.arrays import Array, namespace, to_host
+from kernels.base import Kernel, Prepared
+from kernels.features.base import FEATURES, FeatureMap
 from kernels.registry import from_description
 
-from . import leases, tasks
-from .errors import ChunkLost
+from . import device, leases, mapfiles, tasks
+from .errors import ChunkLost, StoreError
 from .pools import Pools, kernel_shape
-from .preprocessing import Preprocessing
-from .stores import FeatureStore, PoolStore, disk_errors
+from .samples import Preprocessed, fitted, fitted_state, pool_store
+from .stores import FeatureStore
 
 PREPROCESSED_SIDE = 128
+
+BLOCK_BYTES = 2**27
+"""Features in one block: what a task holds, and what lies in one chunk."""
+
+SCRATCH_BYTES = 2**28
+"""Memory that a feature map may take beside the features of a block."""
+
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and a short message."""
 
@@ -40,17 +47,14 @@ def silent(done: int, total: int, message: str) -> None:
 class FeatureJob:
     """All that a worker needs to make blocks of a feature store; small, and JSON at heart.
 
-    source: path of the pool store, or of the store of preprocessed samples.
-    kernel: its description, or None where blocks are the preprocessed samples themselves.
+    kernel: its description, or None where blocks are the preprocessed samples themselves. learned: the folder of
+    what the kernel, a feature map, learned.
     """
 
-    source: str
+    samples: Preprocessed
     target: str
-    dtype: str
-    steps: tuple[dict[str, Any], ...]
-    scale: float
-    state: str | None
     kernel: str | None
+    learned: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,60 +75,95 @@ def materialise(
     rows: np.ndarray,
     workers: tasks.Open,
     *,
+    learned: Path | None = None,
     test: bool = False,
     progress: Progress = silent,
     use: Callable[[Path], None] = lambda path: None,
 ) -> FeatureReport:
     """Make the prepared blocks that hold ``rows`` of the pool (or of the test set).
 
-    use: called with the path of every store that this rests on, as soon as it is known.
+    learned: where ``maps.learned`` keeps what the kernel, a feature map, learned. use: called with the path of every
+    store that this rests on, as soon as it is known.
     Returns a report with the store's path. Blocks already stored are not computed again.
     """
     started = time.perf_counter()
-    source = pool_store(pools, root, test=test)
-    use(source.path)
-    state = fitted_state(pools, root)
-    computed = reused = 0
-    samples: PoolStore | FeatureStore = source
-    steps = tuple(pools.preprocessing.describe())
-    one = _preprocessed(pools, source, state, dtype)
+    one = sample(pools, kernel, dtype, root)
+    side = block_side(kernel, one.shape[1:], dtype)
+    samples, computed, reused = preprocessed(
+        pools, dtype, root, rows, side, workers, test=test, progress=progress, use=use
+    )
     axis = pools.test_axis if test else pools.pool_axis
-    if pools.preprocessing.expensive:
-        blank = Prepared({"X": one}, np.zeros(1, np.int64))
-        samples = FeatureStore.open_or_create(
-            root, preprocessed_description(pools, dtype, test=test), axis, blank, PREPROCESSED_SIDE
-        )
-        use(samples.path)
-        side = kernel.tile_side(dtype)
-        wanted = {
-            k
-            for block in np.unique(rows // side)
-            for k in range(
-                block * side // PREPROCESSED_SIDE, -(-min((block + 1) * side, axis.rows) // PREPROCESSED_SIDE)
-            )
-        }
-        job = FeatureJob(str(source.path), str(samples.path), dtype, steps, pools.dataset.scale, state, None)
-        made, found = fill(job, samples, wanted, workers, progress, "preprocessing")
-        computed, reused = computed + made, reused + found
-        steps, state = (), None
-    like = kernel.prepare(one.reshape(1, *kernel_shape(kernel.inputs, one.shape[1:])))
-    store = FeatureStore.open_or_create(
-        root, prepared_description(pools, kernel, dtype, test=test), axis, like, kernel.tile_side(dtype)
-    )
+    described = prepared_description(pools, kernel, dtype, test=test)
+    store = FeatureStore.open_or_create(root, described, axis, kernel.prepare(one), side)
     use(store.path)
-    job = FeatureJob(
-        str(samples.path), str(store.path), dtype, steps, pools.dataset.scale, state, _json(kernel)
-    )
-    blocks = {int(block) for block in np.unique(rows // store.side)}
-    made, found = fill(job, store, blocks, workers, progress, "preparing")
+    job = FeatureJob(samples, str(store.path), _json(kernel), None if learned is None else str(learned))
+    blocks = {int(block) for block in np.unique(rows // side)}
+    mapping = isinstance(kernel, FeatureMap)
+    made, found = fill(job, store, blocks, workers, progress, "preparing", on_devices=mapping)
     return FeatureReport(str(store.path), computed + made, reused + found, time.perf_counter() - started)
 
 
-def pool_store(pools: Pools, root: Path, *, test: bool = False) -> PoolStore:
-    """The raw samples in a store of their own, so that workers need no data folder."""
-    if test and pools.test is not None:
-        return PoolStore.materialise(root, pools.test_description, pools.test_axis, pools.test.X)
-    return PoolStore.materialise(root, pools.pool_description, pools.pool_axis, pools.train.X)
+def preprocessed(
+    pools: Pools,
+    dtype: str,
+    root: Path,
+    rows: np.ndarray,
+    side: int,
+    workers: tasks.Open,
+    *,
+    test: bool = False,
+    progress: Progress = silent,
+    use: Callable[[Path], None] = lambda path: None,
+) -> tuple[Preprocessed, int, int]:
+    """The samples of the pool (or of the test set), those in blocks of ``side`` that hold ``rows`` ready to be read.
+
+    Returns where they are read, and how many blocks of preprocessed samples were made and found for it: none where
+    preprocessing costs little.
+    """
+    source = pool_store(pools, root, test=test)
+    use(source.path)
+    state = fitted_state(pools, root)
+    steps = json.dumps(pools.preprocessing.describe())
+    raw = Preprocessed(str(source.path), dtype, steps, pools.dataset.scale, state)
+    if not pools.preprocessing.expensive:
+        return raw, 0, 0
+    axis = pools.test_axis if test else pools.pool_axis
+    shape = pools.preprocessing.output_shape(pools.raw_shape)
+    blank = Prepared({"X": np.zeros((1, *shape), dtype)}, np.zeros(1, np.int64))
+    store = FeatureStore.open_or_create(
+        root, preprocessed_description(pools, dtype, test=test), axis, blank, PREPROCESSED_SIDE
+    )
+    use(store.path)
+    wanted = {
+        k
+        for block in np.unique(rows // side)
+        for k in range(
+            block * side // PREPROCESSED_SIDE, -(-min((block + 1) * side, axis.rows) // PREPROCESSED_SIDE)
+        )
+    }
+    job = FeatureJob(raw, str(store.path), None)
+    made, found = fill(job, store, wanted, workers, progress, "preprocessing")
+    return Preprocessed(str(store.path), dtype), made, found
+
+
+def sample(pools: Pools, kernel: Kernel, dtype: str, root: Path) -> np.ndarray:
+    """The pool's first sample (1, ...) as the kernel takes it, to learn shapes from."""
+    raw = pool_store(pools, root).samples(0, 1)
+    one = pools.preprocessing.apply(raw, fitted(fitted_state(pools, root)), np.dtype(dtype))
+    return one.reshape(1, *kernel_shape(kernel.inputs, one.shape[1:]))
+
+
+def block_side(kernel: Kernel, shape: tuple[int, ...], dtype: str) -> int:
+    """Samples in a prepared block: the side of the kernel's tiles, or so few that their features are a block's.
+
+    shape: of one sample as the kernel takes it.
+    """
+    side = kernel.tile_side(dtype)
+    if isinstance(kernel, FeatureMap):
+        row = kernel.width(shape) * np.dtype(dtype).itemsize
+        while side > 1 and side * row > BLOCK_BYTES:
+            side //= 2
+    return side
 
 
 def preprocessed_description(pools: Pools, dtype: str, *, test: bool = False) -> dict[str, Any]:
@@ -146,33 +185,41 @@ def make_blocks(blocks: tuple[int, ...], job: FeatureJob) -> float:
     for block in blocks:
         if not target.has(block):
             extent = target.extent(block)
-            X = _samples(job, extent.start, extent.stop)
+            X = job.samples.read(extent.start, extent.stop)
             rows = np.arange(extent.start, extent.stop, dtype=np.int64)
             if job.kernel is None:
                 prepared = Prepared({"X": X}, rows)
             else:
-                kernel = load_kernel(job.kernel)
-                prepared = kernel.prepare(X.reshape(len(X), *kernel_shape(kernel.inputs, X.shape[1:])), rows)
+                kernel = load_kernel(job.kernel, job.learned)
+                X = X.reshape(len(X), *kernel_shape(kernel.inputs, X.shape[1:]))
+                if isinstance(kernel, FeatureMap):
+                    prepared = Prepared({FEATURES: to_host(mapped(kernel, X))}, rows)
+                else:
+                    prepared = kernel.prepare(X, rows)
             target.write_block(block, prepared)
     return time.perf_counter() - started
 
 
-def _samples(job: FeatureJob, start: int, stop: int) -> np.ndarray:
-    if job.steps or not _is_features(job.source):
-        raw = PoolStore(Path(job.source)).samples(start, stop)
-        preprocessing = Preprocessing.from_spec(job.steps, scale=job.scale)
-        return preprocessing.apply(raw, _state(job.state), np.dtype(job.dtype))
-    store = FeatureStore(Path(job.source))
-    parts = []
-    for k in range(start // store.side, -(-stop // store.side)):
-        extent = store.extent(k)
-        block = store.read_block(k).arrays["X"]
-        parts.append(block[max(start - extent.start, 0) : stop - extent.start])
-    return np.concatenate(parts)
+def mapped(feature_map: FeatureMap, X: np.ndarray) -> Array:
+    """(n, width) features of samples (n, ...) as the map takes them: on the device where there is one.
 
-
-def _is_features(path: str) -> bool:
-    return Path(path).parent.name == FeatureStore.kind
+    Raises:
+        KernelError: the map cannot take them, or the path asked for is the device's, and there is no device.
+    """
+    step = feature_map.tile_side(
+        X.dtype.name
+    )  # and not n: the same samples get the same bits in shorter blocks
+    while step > 1 and feature_map.feature_cost(step, X.shape[1:], X.itemsize).scratch_bytes > SCRATCH_BYTES:
+        step //= 2
+    phi = None
+    for rows, part in Prepared({"X": X}, np.arange(len(X))).blocks(step):
+        values = feature_map.features(device.placed(part).arrays["X"])
+        if len(values) == len(X):
+            return values
+        if phi is None:
+            phi = namespace(values).empty((len(X), values.shape[1]), values.dtype)
+        phi[rows] = values
+    return phi
 
 
 def fill(
@@ -182,15 +229,21 @@ def fill(
     workers: tasks.Open,
     progress: Progress,
     what: str,
+    *,
+    on_devices: bool = False,
 ) -> tuple[int, int]:
-    """Make those of ``blocks`` that a feature store lacks, on all workers; returns how many were made and found."""
+    """Make those of ``blocks`` that a feature store lacks; returns how many were made and found.
+
+    on_devices: they are computed on GPUs where there are any; else on the processors of all workers.
+    """
     blocks = sorted(blocks)
     missing = [block for block in blocks if not store.has(block)]
     found = len(blocks) - len(missing)
     if not missing:
         return 0, found
-    # Preprocessing runs on processors: every worker takes part, also one without a GPU.
-    opened = replace(workers(), resources=None)
+    opened = workers()
+    if not on_devices:  # every worker takes part, also one without a GPU
+        opened = replace(opened, resources=None)
     # A few tasks a worker: enough to share out evenly, few enough to be worth their cost.
     size = max(1, -(-len(missing) // (8 * max(opened.count, 1))))
     groups = [tuple(missing[k : k + size]) for k in range(0, len(missing), size)]
@@ -204,50 +257,45 @@ def fill(
     return len(missing), found
 
 
-def _preprocessed(pools: Pools, source: PoolStore, state: str | None, dtype: str) -> np.ndarray:
-    """One preprocessed sample (1, ...), to learn shapes from."""
-    return pools.preprocessing.apply(source.samples(0, 1), _state(state), np.dtype(dtype))
-
-
-def fitted_state(pools: Pools, root: Path) -> str | None:
-    """Path of the fitted steps' state, fitted on the pool where it is not stored yet."""
-    if not pools.preprocessing.fitted:
-        return None
-    described = {"pool": pools.pool_description, "preprocessing": pools.preprocessing_description}
-    path = root / "preprocessing" / f"{digest(described)[:24]}.npz"
-    if not path.exists():
-        store = pool_store(pools, root)
-        state = pools.preprocessing.fit(store.samples)
-        temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.npz")
-        with disk_errors(root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, allow_pickle=False, **state)
-            os.replace(temporary, path)
-    return str(path)
-
-
-@lru_cache(maxsize=4)
-def _state(path: str | None) -> dict[str, np.ndarray]:
-    if path is None:
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        Path(path).unlink(missing_ok=True)
-        raise ChunkLost(
-            f"{path}: what was fitted for preprocessing is damaged ({error}) and removed; run the experiment again"
-        ) from error
-
-
 def _json(kernel: Kernel) -> str:
     return json.dumps(kernel.describe(), sort_keys=True)
 
 
+def load_kernel(description: str, learned: str | None = None) -> Kernel:
+    """The kernel of a JSON description, built once per process.
+
+    learned: for a feature map that learned, the folder of what it learned.
+
+    Raises:
+        ChunkLost: that folder is missing, damaged (then set aside) or holds what another map learned.
+    """
+    return _described(description) if learned is None else _learned(description, learned)
+
+
 @lru_cache(maxsize=16)
-def load_kernel(description: str) -> Kernel:
-    """The kernel of a JSON description, built once per process."""
+def _described(description: str) -> Kernel:
     # Loads the kernels that the pipelines add to the registry.
     from . import precomputed  # noqa: F401
 
     return from_description(json.loads(description))
+
+
+@lru_cache(maxsize=2)  # arrays are large
+def _learned(description: str, folder: str) -> FeatureMap:
+    feature_map = stored_map(Path(folder))
+    if _json(feature_map) != description:
+        raise ChunkLost(f"{folder}: another map was learned meanwhile; run the experiment again")
+    return feature_map
+
+
+def stored_map(folder: Path) -> FeatureMap:
+    """The map that learned what lies in ``folder``.
+
+    Raises:
+        ChunkLost: it is missing or damaged (then set aside).
+    """
+    try:
+        return mapfiles.read(folder)
+    except StoreError as error:
+        aside = " and is set aside" if mapfiles.set_aside(folder) else ""
+        raise ChunkLost(f"{error}{aside}; run the experiment again") from None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -18,6 +18,7 @@ from kernels.base import digest
 
 from . import evaluate, operators, results, solvers, tasks
 from .experiment import Experiment
+from .featuresource import StoredFeatures, StreamedFeatures
 from .pools import Pools, fit_rows
 from .recomputed import RecomputedTiles, gathered
 from .site import Site
@@ -79,16 +80,21 @@ def fit(
         NumericalError: the system cannot be solved at some ridge.
     """
     with contextlib.ExitStack() as sites:
-        return _Fit(experiment, pools, gram, cross, folder, choice, place, progress, sites).evaluation()
+        return Fitting(experiment, pools, gram, cross, folder, choice, place, progress, sites).evaluation()
 
 
 @dataclass
-class _Fit:
-    """One call of ``fit``. final: what the test set is scored with."""
+class Fitting:
+    """One call of ``fit``. final: coefficients that the test set is scored with, and rows of the pool."""
+
+    coefficients: ClassVar[str] = "alpha"
+    """Name of the file of coefficients."""
+
+    revision: ClassVar[int] = REVISION
 
     experiment: Experiment
     pools: Pools
-    gram: TileSource
+    source: TileSource
     cross: TileSource | None
     folder: Path
     choice: solvers.Choice
@@ -105,12 +111,12 @@ class _Fit:
         split, solve = self.pools.split, self.experiment.solve
         train = train_targets(self.pools, split.train)
         self.progress(0, len(solve.ridges), RIDGES)
-        solved = self._solve(self.choice, split.train, train.matrix, solve.ridges, loo=solve.select == "loo")
+        solved = self.solve(self.choice, split.train, train.matrix, solve.ridges, loo=solve.select == "loo")
         validation = None
         if split.validation is not None:
             validation = evaluate.Held(
                 self.pools.y(split.validation),
-                partial(self._predict, self.gram, split.validation, solved.rows),
+                partial(self.predict, self.source, split.validation, solved.rows),
             )
         evaluation = evaluate.evaluate(
             solved.solutions,
@@ -125,7 +131,7 @@ class _Fit:
             chosen = next(s for s in solved.solutions if s.ridge == evaluation["ridge"])
             self.final = chosen.alpha, solved.rows
         alpha, rows = self.final
-        results.save_array(self.folder, "alpha", alpha)
+        results.save_array(self.folder, self.coefficients, alpha)
         results.save_array(self.folder, "rows", rows)
         if self.scores is not None:
             results.save_array(self.folder, "test_scores", self.scores)
@@ -134,14 +140,7 @@ class _Fit:
     def _refit(self, ridge: float) -> evaluate.Refit:
         rows = fit_rows(self.pools.split)
         targets = train_targets(self.pools, rows)
-        # Of one ridge a factor costs less than an eigendecomposition.
-        estimate = replace(
-            self.choice.estimate,
-            method="cholesky" if self.choice.method == "eigen" else self.choice.method,
-        )
-        solved = self._solve(
-            replace(self.choice, estimate=estimate), rows, targets.matrix, (ridge,), loo=False
-        )
+        solved = self.solve(self.choice_of_one(), rows, targets.matrix, (ridge,), loo=False)
         (solution,) = solved.solutions
         self.final = solution.alpha, solved.rows
         fitted = self._fitted(rows, solved)
@@ -149,15 +148,20 @@ class _Fit:
             solution, targets, self._test_on(solved.rows), None if fitted is None else fitted[0]
         )
 
+    def choice_of_one(self) -> solvers.Choice:
+        """The solver for a single ridge: a factor costs less than an eigendecomposition."""
+        method = "cholesky" if self.choice.method == "eigen" else self.choice.method
+        return replace(self.choice, estimate=replace(self.choice.estimate, method=method))
+
     def _test_on(self, rows: np.ndarray) -> evaluate.Held | None:
         split = self.pools.split
         test = split.test
         if test is None:
             return None
-        source = self.gram if self.cross is None else self.cross
+        source = self.source if self.cross is None else self.cross
 
         def predict(alpha: np.ndarray) -> np.ndarray:
-            scores = self._predict(source, test, rows, alpha)
+            scores = self.predict(source, test, rows, alpha)
             if alpha.ndim == 2:
                 self.scores = scores
             return scores
@@ -168,15 +172,16 @@ class _Fit:
         """(r, n, t) predictions on the training samples; None where they follow from the coefficients."""
         if solved.rows is rows:
             return None
-        return self._predict(self.gram, rows, solved.rows, np.stack([s.alpha for s in solved.solutions]))
+        return self.predict(self.source, rows, solved.rows, np.stack([s.alpha for s in solved.solutions]))
 
-    def _predict(
+    def predict(
         self, source: TileSource, rows: np.ndarray, columns: np.ndarray, alpha: np.ndarray
     ) -> np.ndarray:
+        """Scores of rows of a source by coefficients (k, t) or (r, k, t) that belong to its columns."""
         source, columns = gathered(source, columns, self.site)
         return operators.predict(source, rows, columns, alpha, self.site)
 
-    def _solve(
+    def solve(
         self,
         choice: solvers.Choice,
         rows: np.ndarray,
@@ -185,26 +190,32 @@ class _Fit:
         *,
         loo: bool,
     ) -> Solved:
+        """Solutions for a path of ridges, trained on rows of the pool."""
         solver = solvers.build(self.experiment.solve, choice, seed=self.experiment.seed, loo=loo)
-        in_memory = choice.method in IN_MEMORY
-        site = None
-        if self.place is not None and not (in_memory and len(rows) < SMALL):
-            what = {"solver": repr(solver), "ridges": ridges, "revision": REVISION}
-            address = solve_address(self.gram, rows, targets, what)
-            folder = self.place.root / SOLVES / address
-            self.place.use(folder)
-            site = self.sites.enter_context(
-                Site(folder, self.place.workers, self.place.memory_bytes, self.progress)
-            )
-            self.site = self.site or site
-        K = operators.GramOperator(self.gram, rows, site)
-        # Threads of a small product spend their time waiting for each other, most of all on a busy machine.
-        with threadpool_limits(1 if len(rows) < SMALL else None, user_api="blas"):
+        in_memory, small = choice.method in IN_MEMORY, len(rows) < SMALL
+        site = None if in_memory and small else self.enter_site(solver, rows, targets, ridges)
+        K = operators.GramOperator(self.source, rows, site)
+        with few_threads(small):
             if in_memory:
                 return Solved(self._solve_kept(solver, K, targets, ridges), rows)
             state = solver.factor(K, ridges)
             solutions = solver.solve(state, targets, self.progress)
         return Solved(solutions, state.centres if choice.method == "nystrom" else rows)
+
+    def enter_site(
+        self, solver: object, rows: np.ndarray, targets: np.ndarray, ridges: tuple[float, ...]
+    ) -> Site | None:
+        """Where a solve works, at an address of all that its solutions depend on; None where there is no place."""
+        if self.place is None:
+            return None
+        what = {"solver": repr(solver), "ridges": ridges, "revision": self.revision}
+        folder = self.place.root / SOLVES / solve_address(self.source, rows, targets, what)
+        self.place.use(folder)
+        site = self.sites.enter_context(
+            Site(folder, self.place.workers, self.place.memory_bytes, self.progress)
+        )
+        self.site = self.site or site
+        return site
 
     def _solve_kept(
         self,
@@ -226,6 +237,14 @@ class _Fit:
                 found[solution.ridge] = solution
                 kept.save(solution)
         return tuple(found[ridge] for ridge in ridges)
+
+
+def few_threads(small: bool) -> threadpool_limits:
+    """A context in which linear algebra takes one thread where it is small.
+
+    Threads of a small product spend their time waiting for each other, most of all on a busy machine.
+    """
+    return threadpool_limits(1 if small else None, user_api="blas")
 
 
 SOLVES = "solves"
@@ -250,13 +269,17 @@ def solve_address(source: TileSource, rows: np.ndarray, targets: np.ndarray, wha
 
 
 def matrix_identity(source: TileSource) -> Any:
-    """What names the entries of a stored or recomputed matrix, as JSON."""
+    """What names the entries of a matrix or of features, stored or computed when they are read, as JSON."""
     if isinstance(source, Store):
         return [source.path.name, source.axes]
     if isinstance(source, RecomputedTiles):
         # A feature store's name is a digest of the preprocessing and of the kernel's revision as well.
         stores = [Path(source.rows).name, Path(source.columns).name]
         return [json.loads(source.kernel), stores, list(source.samples), source.dtype, source.side]
+    if isinstance(source, StoredFeatures):
+        return [Path(source.path).name, list(source.shape)]
+    if isinstance(source, StreamedFeatures):
+        return source.identity
     raise TypeError(f"nothing names the tiles of {type(source).__name__}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -46,16 +46,23 @@ def blocks(
 
 
 def cross_block(
-    source: TileSource, rows: ArrayLike, columns: ArrayLike, dtype: DTypeLike = np.float64
+    source: TileSource,
+    rows: ArrayLike,
+    columns: ArrayLike,
+    dtype: DTypeLike = np.float64,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """The (len(rows), len(columns)) block of a stored matrix between two index sets.
+
+    out: filled and returned where given, in its own dtype.
 
     Raises:
         DataError: rows or columns are not index sets of the store.
     """
     row_ids = index_set(rows, source.shape[0], "rows")
     column_ids = index_set(columns, source.shape[1], "columns")
-    out = np.empty((len(row_ids), len(column_ids)), dtype)
+    if out is None:
+        out = np.empty((len(row_ids), len(column_ids)), dtype)
     for at_rows, at_columns, block in blocks(source, row_ids, column_ids):
         out[at_rows, at_columns] = block
     return out
@@ -87,6 +94,31 @@ def predict(
     out = product(source, row_ids, column_ids, flat, site, progress=progress)
     scores = out.reshape(len(row_ids), *stack.shape[:-2], stack.shape[-1])
     return np.ascontiguousarray(np.moveaxis(scores, 0, -2))
+
+
+class Symmetric(Protocol):
+    """A symmetric positive semi-definite (n, n) matrix as products, which is all that iterative solvers take.
+
+    rows: index set of the samples that it is made of, which names it with ``diag``. site: as in ``GramOperator``.
+    """
+
+    rows: np.ndarray
+    site: Site | None
+
+    @property
+    def n(self) -> int: ...
+
+    def matmul(self, V: np.ndarray) -> np.ndarray:
+        """The matrix times V (n, t), in float64."""
+        ...
+
+    def sketch(self, V: np.ndarray) -> np.ndarray:
+        """The same for what needs no more than its leading digits."""
+        ...
+
+    def diag(self) -> np.ndarray:
+        """(n,) float64."""
+        ...
 
 
 class GramOperator:

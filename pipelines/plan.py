@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,96 +12,37 @@ import numpy as np
 from kernels.base import Cost, Kernel
 
 from . import memory, solvers
-from .errors import DoesNotFit
 from .experiment import Experiment
 from .features import prepared_description
 from .fit import SMALL, train_targets
 from .inventory import resumable_bytes
 from .matrices import MatrixPlan, matrix_plans, missing_blocks, run_kernel
+from .plan_base import Assumed, PlanBase, disk_free
 from .pools import Pools, fit_rows, kernel_shape
 from .products import square_side
 from .solvers.conjugate_gradient import ConjugateGradient
 from .spectrum import Spectrum, sampled
-from .speed import Ask, Speed, calibrate, here, nearest_folder, path_of, read_rate, sample
+from .speed import Ask, Speed, calibrate, here, path_of, read_rate, sample
 from .stores import FeatureStore, existing
-from .wording import bytes_text
 
 
-@dataclass(frozen=True)
-class Assumed:
-    """Machines that are not there, to plan for; rates per second.
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanBase):
+    """What a run of one experiment with the exact kernel would do.
 
-    name: of the profile that describes them. float64, float32: operations of a product in one worker;
-    transcendentals: calls of exp, arccos or sqrt there. driver: operations of a float64 product in the driver.
-    driver_bytes: its memory. disk_free: bytes; read: bytes of the disk, all workers together.
+    matrices: stored ones; none where tiles are recomputed.
     """
 
-    name: str
-    float64: float
-    float32: float
-    transcendentals: float
-    driver: float
-    driver_bytes: int
-    disk_free: int
-    read: float
-
-    def speed(self, kernel: Kernel, shape: tuple[int, ...], dtype: str) -> Speed:
-        """Rates for a kernel, from what it says that an entry costs."""
-        side = kernel.tile_side(dtype)
-        one = kernel.cost(side, side, shape, np.dtype(dtype).itemsize)
-        rate = self.float32 if dtype == "float32" else self.float64
-        seconds = one.operations / rate + one.transcendentals / self.transcendentals
-        return Speed(side**2 / seconds, self.driver, self.float64, self.float32, self.read)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run of one experiment would do. All sizes in bytes, all times in seconds.
-
-    matrices: stored ones; none where tiles are recomputed. cost: of all missing tiles, or of all passes over
-    recomputed ones. worker: a worker's peak while it computes tiles; worker_limit: what it may use. driver_limit:
-    memory that is free. choice: of the solver, and what it takes. features_bytes: prepared blocks.
-    path: name of the code that computes tiles; path_remark: why none quicker does, where it usually would.
-    assumed: the profile of machines that are not there, or nothing.
-    """
-
-    experiment: str
     matrices: tuple[MatrixPlan, ...]
-    path: str
-    path_remark: str
-    cost: Cost
-    features_bytes: int
-    disk_free: int
-    workers: int
-    worker: memory.TaskMemory
-    worker_limit: int
-    train: int
-    driver_limit: int
-    choice: solvers.Choice
-    root: Path
-    assumed: str = ""
 
     @property
     def tiles_missing(self) -> int:
         return sum(matrix.missing_count for matrix in self.matrices)
 
     @property
-    def method(self) -> str:
-        return self.choice.method
-
-    @property
-    def reason(self) -> str:
-        return self.choice.reason
-
-    @property
     def recomputed(self) -> bool:
         """Whether tiles are computed at every pass, and none is stored."""
         return self.choice.recomputed
-
-    @property
-    def solve_bytes(self) -> int:
-        """The driver's peak."""
-        return self.choice.estimate.driver_bytes
 
     @property
     def solve_disk_bytes(self) -> int:
@@ -111,57 +51,25 @@ class Plan:
 
     @property
     def solve_worker_bytes(self) -> int:
-        """A worker's peak during the solve; 0 where none takes part."""
         solving = self.choice.estimate.worker_bytes
         return solving + self.worker.total - memory.WORKER_BASE_BYTES if self.recomputed else solving
 
     @property
-    def disk_bytes(self) -> int:
-        return self.features_bytes + self.choice.estimate.disk_bytes
+    def worker_bytes(self) -> int:
+        computing = self.worker.total if self.tiles_missing else 0
+        return max(computing, self.solve_worker_bytes if self.recomputed else 0)
 
     @property
     def gram_seconds(self) -> float:
         return self.choice.estimate.matrix_seconds
 
     @property
-    def solve_seconds(self) -> float:
-        return self.choice.estimate.seconds
-
-    @property
     def seconds(self) -> float:
         return self.gram_seconds + self.solve_seconds
 
-    def problems(self) -> list[str]:
-        """Each thing that does not fit, with what would."""
-        found = []
-        computing = self.worker.total if self.tiles_missing else 0
-        needed = max(computing, self.solve_worker_bytes if self.recomputed else 0)
-        if needed > self.worker_limit:
-            fewer = int(self.workers * self.worker_limit / needed)
-            advice = f"workers = {fewer} or more memory" if fewer else "more memory"
-            found.append(
-                f"a worker needs {bytes_text(needed)} at its peak and may use"
-                f" {bytes_text(self.worker_limit)}; set {advice} in the cluster profile"
-            )
-        if self.choice.problem:
-            found.append(self.choice.problem)
-        if self.disk_bytes > self.disk_free:
-            found.append(
-                f"the stores need {bytes_text(self.disk_bytes)} more under {self.root} and"
-                f" {bytes_text(self.disk_free)} are free; choose another --root, or make room (megagram store clean)"
-            )
-        return found
-
-    def check(self) -> None:
-        """Raise DoesNotFit when the run cannot fit this machine; the message says what would."""
-        problems = self.problems()
-        if problems:
-            raise DoesNotFit("; ".join(problems))
-
     def json(self) -> dict[str, Any]:
-        """The plan as plain values."""
         return {
-            "experiment": self.experiment,
+            **super().json(),
             "tiles": {
                 m.role: {
                     "needed": m.needed_count,
@@ -173,29 +81,9 @@ class Plan:
                 for m in self.matrices
             },
             "tiles_missing": self.tiles_missing,
-            "path": self.path,
-            "operations": self.cost.operations,
-            "transcendentals": self.cost.transcendentals,
-            "disk_bytes": self.disk_bytes,
-            "disk_free": self.disk_free,
-            "workers": self.workers,
-            "worker_peak_bytes": self.worker.total,
-            "worker_limit_bytes": self.worker_limit,
-            "solve_bytes": self.solve_bytes,
-            "driver_limit_bytes": self.driver_limit,
-            "solve_worker_bytes": self.solve_worker_bytes,
             "solve_disk_bytes": self.solve_disk_bytes,
-            "method": self.method,
             "gram_tiles": self.choice.estimate.tiles,
-            "passes": self.choice.estimate.passes,
-            "reason": self.reason,
             "gram_seconds": self.gram_seconds,
-            "solve_seconds": self.solve_seconds,
-            "task_seconds": self.choice.estimate.task_seconds,
-            "seconds": self.seconds,
-            "assumed": self.assumed or None,
-            "fits": not self.problems(),
-            "problems": self.problems(),
         }
 
 
@@ -235,15 +123,15 @@ def make(
             read=read_rate(root, n * (n + 1) // 2 * np.dtype(dtype).itemsize),
         )
         driver_bytes = memory.available_bytes()
-        disk_free = _disk_free(root) + resumable_bytes(root, experiment.name)
+        free = disk_free(root) + resumable_bytes(root, experiment.name)
     else:
         path, remark = "assumed machines", f"rates of profile {assumed.name}, none of them measured"
         speed = assumed.speed(kernel, shape, dtype)
-        driver_bytes, disk_free = assumed.driver_bytes, assumed.disk_free
+        driver_bytes, free = assumed.driver_bytes, assumed.disk_free
     problem = _problem(experiment, pools, matrices, speed)
     # What prepared blocks take is taken in any case.
     means = solvers.Means(
-        workers, driver_bytes, worker_bytes, max(disk_free - features, 0), speed, square_side(on_devices)
+        workers, driver_bytes, worker_bytes, max(free - features, 0), speed, square_side(on_devices)
     )
     choice = solvers.choose(experiment.solve.method, problem, means)
     if choice.recomputed:
@@ -254,21 +142,23 @@ def make(
         blocks = missing_blocks(matrices)
         cost = _cost_of_tiles(kernel, shape, dtype, matrices)
     return Plan(
-        experiment.name,
-        matrices,
-        path,
-        remark,
-        cost,
-        features,
-        disk_free,
-        workers,
-        memory.task_memory(kernel, shape, like.nbytes, len(pools.train.X), dtype, blocks, worker_bytes),
-        worker_bytes,
-        problem.n,
-        driver_bytes,
-        choice,
-        root,
-        assumed.name if assumed else "",
+        experiment=experiment.name,
+        matrices=matrices,
+        path=path,
+        path_remark=remark,
+        cost=cost,
+        features_bytes=features,
+        disk_free=free,
+        workers=workers,
+        worker=memory.task_memory(
+            kernel, shape, like.nbytes, len(pools.train.X), dtype, blocks, worker_bytes
+        ),
+        worker_limit=worker_bytes,
+        train=problem.n,
+        driver_limit=driver_bytes,
+        choice=choice,
+        root=root,
+        assumed=assumed.name if assumed else "",
     )
 
 
@@ -351,7 +241,3 @@ def _features_bytes(
         sample_bytes += int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = pools.train.X.nbytes + (pools.test.X.nbytes if pools.test is not None else 0)
     return rows * sample_bytes + raw
-
-
-def _disk_free(root: Path) -> int:
-    return shutil.disk_usage(nearest_folder(root)).free

@@ -43,6 +43,17 @@ class Series:
     style: Literal["line", "dashed", "hollow", "star"] = "line"
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Values over sizes, several at each where it was repeated. line: two points (size, value) of a fitted line."""
+
+    label: str
+    sizes: Sequence[float]
+    repeats: Sequence[Sequence[float]]
+    colour: int
+    line: Sequence[Sequence[float]] | None = None
+
+
 def available() -> bool:
     """Whether matplotlib can be imported."""
     try:
@@ -79,6 +90,67 @@ def against_ridge(series: Sequence[Series], ylabel: str, chosen: float | None = 
         _legend(ax)
 
     return _svg(draw, f"{ylabel} against ridge")
+
+
+def against_size(
+    curves: Sequence[Curve], xlabel: str, ylabel: str, goals: Sequence[tuple[str, float]] = ()
+) -> str:
+    """Errors over numbers of features, both axes logarithmic: root mean squares, a band that holds all repeats, the
+    fitted line; goals as horizontal lines with their names; SVG. What is not a positive number is left out."""
+    from matplotlib.ticker import LogLocator
+
+    def draw(ax: Axes) -> None:
+        for one in curves:
+            usable = [k for k, values in enumerate(one.repeats) if all(0 < v < np.inf for v in values)]
+            means = [float(np.sqrt(np.mean(np.square(one.repeats[k])))) for k in usable]
+            _banded(ax, one, usable, means)
+        for name, value in goals:
+            ax.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (1, 2)), label=f"{name} = {value:g}")
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _sized(ax, curves, xlabel, ylabel)
+
+    return _svg(draw, f"{ylabel} against {xlabel}")
+
+
+def score_against_size(curve: Curve, exact: float, xlabel: str, ylabel: str) -> str:
+    """Scores over numbers of features, a logarithmic axis, with a horizontal line at the exact kernel's; SVG."""
+
+    def draw(ax: Axes) -> None:
+        ax.axhline(exact, color=_SERIES[1], linewidth=1.4, label="exact kernel")
+        _banded(ax, curve, range(len(curve.sizes)), [float(np.mean(values)) for values in curve.repeats])
+        _sized(ax, [curve], xlabel, ylabel)
+
+    return _svg(draw, f"{ylabel} against {xlabel}", height=2.6)
+
+
+def _banded(ax: Axes, curve: Curve, usable: Sequence[int], means: Sequence[float]) -> None:
+    colour, sizes = _SERIES[curve.colour % len(_SERIES)], [curve.sizes[k] for k in usable]
+    ax.plot(
+        sizes,
+        means,
+        color=colour,
+        label=curve.label,
+        marker="o",
+        markersize=4,
+        linewidth=0 if curve.line else 1.6,
+    )
+    least, most = ([end(curve.repeats[k]) for k in usable] for end in (min, max))
+    ax.fill_between(sizes, least, most, color=colour, alpha=0.2, linewidth=0)
+    if curve.line:
+        ax.plot(*zip(*curve.line, strict=True), color=colour, linewidth=1.2, linestyle=(0, (4, 2)))
+
+
+def _sized(ax: Axes, curves: Sequence[Curve], xlabel: str, ylabel: str) -> None:
+    """An axis of sizes, with ticks at those that there are."""
+    sizes = sorted({size for one in curves for size in one.sizes})
+    ax.set_xscale("log")
+    ax.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    ax.minorticks_off()
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    _legend(ax)
 
 
 def tile_seconds(seconds: Sequence[float]) -> str:

@@ -8,13 +8,14 @@ it appears (SPEC R8).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import plots
-from .document import Block, Cell, Code, Figure, Page, Section, Table, Text, to_html, to_markdown
+from .document import Block, Cell, Code, Figure, Page, Section, Table, Text, write
+from .report_computed import computed_rows, map_rows, model_phrase, stores_tables, time_blocks
+from .report_mistakes import mistakes
 from .study_report import Rows, make_study, ridge_table, study_page, study_table
 from .verdict import TONES, Result, final_fit, is_oracle, metric_of, trained_on, verdict
 from .wording import (
@@ -26,7 +27,6 @@ from .wording import (
     difference_text,
     kernel_phrase,
     number_text,
-    paths_text,
     plain_text,
     ridge_text,
     score_text,
@@ -34,8 +34,6 @@ from .wording import (
 )
 
 __all__ = ["build", "build_study", "make_study", "page", "ridge_table", "study_table", "terminal_table"]
-
-_LARGEST_NUMBERED_MATRIX = 20
 
 ITERATIVE = ("conjugate-gradient", "nystrom")
 """Methods whose effective dimensions are estimates."""
@@ -62,7 +60,7 @@ def _summary(result: Result) -> str:
     evaluation, data = result["evaluation"], result["data"]
     test = evaluation["test"]
     trained = f"Trained on {count_text(trained_on(result), 'sample')} of {data['source']}, a model built on "
-    trained += kernel_phrase(result["kernel"]["description"])
+    trained += model_phrase(result)
     if test is None:
         return f"{trained}; no test samples were given."
     # Not where duplicates or the choice of the ridge say otherwise.
@@ -165,11 +163,7 @@ def _expected_rows(result: Result) -> list[tuple[str, Cell, str]]:
 def terminal_table(result: Result) -> Rows:
     """Header and rows of the table that a run prints: what, value, remark."""
     rows = [[what, cell.text, remark] for what, cell, remark in _headline(result)]
-    gram = result["gram"]
-    rows.append(
-        ["Tiles", f"{gram['tiles_computed']:,} computed", f"{gram['tiles_reused']:,} were already stored"]
-    )
-    rows.append(["Tiles made by", gram.get("recomputed") or paths_text(gram["paths"]), ""])
+    rows += computed_rows(result)
     rows.append(["Time", seconds_text(result["seconds"]), result["engine"]])
     return ["", "value", "remark"], rows
 
@@ -188,8 +182,8 @@ def page(result: Result) -> Page:
     sections = (
         Section("Result", tuple(blocks)),
         Section(path, tuple(_path_blocks(result, drawing))),
-        *_confusion_section(result, drawing),
-        Section("Time and tiles", tuple(_time_blocks(result, drawing))),
+        *mistakes(result, drawing),
+        Section(f"Time and {'tiles' if result['gram'] else 'features'}", tuple(time_blocks(result, drawing))),
         Section("Data", (Table.of((), _data_rows(result)),)),
         Section("Kernel and solver", (Table.of((), _model_rows(result)),)),
         Section("Configuration", (Code(result["experiment_toml"], "toml"),)),
@@ -304,13 +298,19 @@ def _solves_table(result: Result) -> Table:
         columns.append(("jitter", [number_text(entry["jitter"]) for entry in path]))
     columns.append(("time", [seconds_text(entry.get("seconds")) for entry in path]))
     columns.append(("memory", [bytes_text(entry.get("peak_bytes")) for entry in path]))
-    residual = (
-        "residual of the preconditioned normal equations"
-        if method == "nystrom"
-        else "residual: |(K + nλI)α − Y| / |Y|"
+    caption = (
+        f"Each ridge is one linear system; {_residual(result)}. Effective dimensions marked ≈ are estimates."
     )
-    caption = f"Each ridge is one linear system; {residual}. Effective dimensions marked ≈ are estimates."
     return _table(columns, caption)
+
+
+def _residual(result: Result) -> str:
+    """What a residual is one of."""
+    if result.get("features"):
+        return "residual: |(ΦᵀΦ + nλI)w − ΦᵀY| / |ΦᵀY|, Φ the features"
+    if result["solver"]["method"] == "nystrom":
+        return "residual of the preconditioned normal equations"
+    return "residual: |(K + nλI)α − Y| / |Y|"
 
 
 def _dimension_text(entry: Mapping[str, Any], method: str) -> str:
@@ -324,118 +324,6 @@ def _table(columns: Sequence[tuple[str, Sequence[str | Cell]]], caption: str) ->
     """A table from its columns."""
     rows = [list(row) for row in zip(*(values for _, values in columns), strict=True)]
     return Table.of([name for name, _ in columns], rows, caption)
-
-
-def _confusion_section(result: Result, drawing: bool) -> Iterator[Section]:
-    evaluation = result["evaluation"]
-    if evaluation["task"] != "classification":
-        if evaluation["test"] is not None:
-            yield Section("Predictions", (_regression_table(result),))
-        return
-    matrix = evaluation["confusion"]
-    if not matrix:
-        return
-    names = _class_names(result)
-    caption = "Rows are the true classes, columns the predicted ones; shading is the share of the row."
-    if is_oracle(result):
-        caption += f" The ridge was {ORACLE}."
-    blocks: list[Block] = []
-    if len(matrix) <= _LARGEST_NUMBERED_MATRIX:
-        rows: list[list[str | Cell]] = []
-        for name, row in zip(names, matrix, strict=True):
-            total = sum(row) or 1
-            rows.append([name, *(Cell(str(n) if n else "·", shade=n / total) for n in row)])
-        blocks.append(Table.of(("true \\ predicted", *names), rows, caption, heat=True))
-    elif drawing:
-        blocks.append(Figure(plots.confusion(matrix), caption))
-    blocks.append(_confusions(matrix, names))
-    yield Section("Confusion matrix", tuple(blocks))
-
-
-def _class_names(result: Result) -> list[str]:
-    """Names of the rows of the confusion matrix; labels name the class ids 0, 1, ..."""
-    labels = result["data"].get("labels") or ()
-    return [
-        str(labels[c]) if labels and c in range(len(labels)) else str(c)
-        for c in result["evaluation"]["classes"]
-    ]
-
-
-def _confusions(matrix: Sequence[Sequence[int]], names: Sequence[str], most: int = 8) -> Block:
-    """The most frequent mistakes."""
-    wrong = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
-    if not wrong:
-        return Text("No test sample was mistaken.")
-    wrong.sort(key=lambda item: (-item[0], item[1], item[2]))
-    rows = [[names[i], names[j], f"{n:,}", f"{100 * n / sum(matrix[i]):.1f} %"] for n, i, j in wrong[:most]]
-    kinds = sum(n for n, _, _ in wrong)
-    caption = f"Most frequent of {count_text(kinds, 'mistake')}."
-    return Table.of(("true class", "taken for", "times", "of the class"), rows, caption)
-
-
-def _regression_table(result: Result) -> Table:
-    evaluation = result["evaluation"]
-    kept = [
-        (key, evaluation[key])
-        for key in ("train", "validation", "loo", "gcv", "test")
-        if evaluation.get(key) is not None
-    ]
-    words = {"train": "training", "validation": "validation", "loo": "leave-one-out", "test": "test"}
-    words["gcv"] = "generalised cross-validation"
-    rows = [
-        [words[key], f"{scores['n']:,}", *(score_text(scores[m], m) for m in ("rmse", "mse", "mae", "r2"))]
-        for key, scores in kept
-    ]
-    caption = "R² is the share of the variance explained: 1 is perfect, 0 is no better than the mean."
-    if is_oracle(result):
-        caption += f" The ridge was {ORACLE}."
-    return Table.of(("samples", "number", "RMSE", "MSE", "MAE", "R²"), rows, caption)
-
-
-def _time_blocks(result: Result, drawing: bool) -> Iterator[Block]:
-    stages, gram = result["stages"], result["gram"]
-    longest = max((stage["seconds"] for stage in stages), default=0) or 1
-    rows: list[Sequence[str | Cell]] = [
-        [
-            stage["name"],
-            seconds_text(stage["seconds"]),
-            Cell("", bar=stage["seconds"] / longest),
-            stage.get("note") or "",
-        ]
-        for stage in stages
-    ]
-    rows.append(["whole run", seconds_text(result["seconds"]), "", result["engine"]])
-    yield Table.of(("stage", "time", "", "note"), rows)
-    seconds = sorted(gram["tile_seconds"])
-    facts = [
-        ("Tiles computed", f"{gram['tiles_computed']:,}"),
-        ("Tiles reused", f"{gram['tiles_reused']:,}"),
-        ("Tiles made by", gram.get("recomputed") or paths_text(gram["paths"])),
-        ("Tile", f"{gram['tile_side']} × {gram['tile_side']} entries, {gram['dtype']}"),
-        ("Stored", bytes_text(gram["bytes"])),
-    ]
-    if seconds:
-        shown = " · ".join(f"{name} {seconds_text(_quantile(seconds, q))}" for name, q in _QUANTILES)
-        facts.append(("Time per tile", shown))
-    yield Table.of((), facts)
-    if gram.get("recomputed"):
-        yield Text(
-            f"No tile was stored: each was computed whenever a product needed it, by {gram['recomputed']}."
-        )
-    elif not gram["tiles_computed"]:
-        yield Text("Every tile was already stored; none was computed.")
-    elif drawing and len(seconds) > 1:
-        yield Figure(
-            plots.tile_seconds(seconds), f"Time per tile, of {count_text(len(seconds), 'tile')} sampled."
-        )
-
-
-_QUANTILES = (("least", 0.0), ("median", 0.5), ("90 % below", 0.9), ("most", 1.0))
-
-
-def _quantile(ordered: Sequence[float], q: float) -> float:
-    """The nearest-rank quantile of ascending values."""
-    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 def _data_rows(result: Result) -> list[tuple[str, str]]:
@@ -473,9 +361,9 @@ def _model_rows(result: Result) -> list[tuple[str, str]]:
         ("Parameters", plain_text(description)),
         *((f"Layer {k}", plain_text(layer)) for k, layer in enumerate(layers, 1)),
         ("Fingerprint", result["kernel"]["fingerprint"]),
+        *map_rows(result),
         ("Solver", f"{solver['method']}, {solver['dtype']}"),
         ("Why this solver", solver.get("reason") or "–"),
-        ("Tiles", f"{solver.get('tiles', 'stored')}"),
     ]
 
 
@@ -498,20 +386,8 @@ def _provenance_blocks(result: Result) -> Iterator[Block]:
         ("Versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
     ]
     yield Table.of((), [(name, value) for name, value in rows if value not in ("", "–")])
-    stores = [
-        [
-            s["role"],
-            f"{s['tiles_needed']:,}",
-            f"{s['tiles_computed']:,}",
-            f"{s['tiles_reused']:,}",
-            s["address"],
-            s["path"],
-        ]
-        for s in result["gram"]["stores"]
-    ]
-    if stores:
-        yield Table.of(("Gram store", "tiles needed", "computed", "reused", "address", "path"), stores)
-    yield Text("To reproduce this run; a second time, stored tiles are reused:")
+    yield from stores_tables(result)
+    yield Text("To reproduce this run; a second time, what is stored is reused:")
     yield Code(made["command"], "sh")
 
 
@@ -521,18 +397,9 @@ def build(result: Result, folder: Path) -> Path:
     result: the run's JSON value; a page that is there already is replaced as a whole. Plots need
     matplotlib; without it the page says so and is otherwise complete.
     """
-    return _write(page(result), folder)
+    return write(page(result), folder)
 
 
 def build_study(study: Mapping[str, Any], folder: Path) -> Path:
     """Write ``report.md`` and ``report.html`` of a study (see ``make_study``); returns the HTML."""
-    return _write(study_page(study), folder)
-
-
-def _write(page: Page, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.md", to_markdown(page)), ("report.html", to_html(page))):
-        unfinished = folder / f".{name}.{os.getpid()}"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(folder / name)
-    return folder / "report.html"
+    return write(study_page(study), folder)

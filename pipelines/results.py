@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def newest(root: Path, name: str, table: Mapping[str, Any]) -> tuple[Path, dict[
     """
     for folder, result in found(root, name):
         before = result["experiment_table"]
-        if all(before[key] == table[key] for key in ("data", "kernel", "gram", "solve")):
+        if all(before.get(key) == table.get(key) for key in ("data", "kernel", "features", "gram", "solve")):
             return folder, result
     raise StoreError(f"{root} holds no result of {name} as it is now; run it first")
 
@@ -169,7 +169,8 @@ class Journal:
         self._write()
 
     def stores(self, stores: list[dict[str, Any]]) -> None:
-        """Which Gram stores the run fills, and the tiles it needs of each, as runs of columns by row."""
+        """Which Gram stores the run fills, and the tiles it ``needed`` of each, as runs of columns by row; or which
+        stores of features, and the ``blocks`` of each, as ranges."""
         self._value["stores"] = stores
         self._write()
 
@@ -235,12 +236,23 @@ def unfinished(root: Path) -> list[Path]:
 
 def tiles_used(store: Path) -> frozenset[tuple[int, int]]:
     """Tiles of a Gram store that finished runs under its root needed."""
-    used: set[tuple[int, int]] = set()
-    for journal in all_journals(store.parent.parent):
-        for entry in journal["stores"] if journal.get("state") == "done" else ():
-            if Path(entry["path"]).name == store.name:
-                used.update(tiles_of(entry["needed"]))
-    return frozenset(used)
+    return frozenset(tile for entry in _entries(store) for tile in tiles_of(entry["needed"]))
+
+
+def blocks_used(store: Path) -> frozenset[int]:
+    """Blocks of features that finished runs under a store's root solved with; none of prepared blocks of a matrix,
+    which is what such runs rest on."""
+    return frozenset(block for entry in _entries(store) for block in blocks_of(entry["blocks"]))
+
+
+def _entries(store: Path) -> list[dict[str, Any]]:
+    """What finished runs under its root noted of a store."""
+    return [
+        entry
+        for journal in all_journals(store.parent.parent)
+        for entry in (journal["stores"] if journal.get("state") == "done" else ())
+        if (Path(entry["path"]).parent.name, Path(entry["path"]).name) == (store.parent.name, store.name)
+    ]
 
 
 def by_row(tiles: Iterable[tuple[int, int]]) -> dict[str, list[list[int]]]:
@@ -254,6 +266,11 @@ def by_row(tiles: Iterable[tuple[int, int]]) -> dict[str, list[list[int]]]:
 def tiles_of(rows: Mapping[str, list[list[int]]]) -> set[tuple[int, int]]:
     """The inverse of ``by_row``."""
     return {(int(i), j) for i, runs in rows.items() for start, stop in runs for j in range(start, stop)}
+
+
+def blocks_of(ranges: Iterable[Sequence[int]]) -> set[int]:
+    """Numbers from ranges [start, stop)."""
+    return {block for start, stop in ranges for block in range(start, stop)}
 
 
 def sync(path: Path) -> None:

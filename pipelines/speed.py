@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -15,6 +16,8 @@ import numpy as np
 
 from kernels.arrays import to_device
 from kernels.base import Kernel, Prepared
+from kernels.costs import RATES
+from kernels.features.base import FeatureMap
 
 from . import device, memory
 from .precomputed import sizes
@@ -28,6 +31,9 @@ CACHED_READ = 2e9
 """Bytes per second of tiles that lie in the page cache, their checksums included."""
 
 PROBE_BYTES = 2**26
+
+MAP_EFFICIENCY = 0.7
+"""Of the rate of a product, what the products of a feature map are thought to reach before it can be timed."""
 
 T = TypeVar("T")
 
@@ -78,6 +84,66 @@ def calibrate(
     entries = ask(entries_per_second, kernel, shape, dtype, seconds)
     double, single = (ask(worker_operations, name) for name in ("float64", "float32"))
     return Speed(entries, _operations(np.ones((1024, 1024))), double, single)
+
+
+def map_path() -> str:
+    """Name of the array library that this process computes features with."""
+    return "cupy" if device.used() else "numpy"
+
+
+def calibrate_map(
+    feature_map: FeatureMap,
+    learned: Path | None,
+    shape: tuple[int, ...],
+    dtype: str,
+    seconds: float = CALIBRATION_SECONDS,
+    ask: Ask = here,
+) -> Speed:
+    """As ``calibrate``, with features, single numbers, in the place of entries.
+
+    learned: folder of what the map learned. A map that has still to learn is not timed: the time of its features
+    follows from what it says that they cost, at the rate of a product.
+    """
+    double, single = (ask(worker_operations, name) for name in ("float64", "float32"))
+    if feature_map.learns and learned is None:
+        product = MAP_EFFICIENCY * (single if dtype == "float32" else double)
+        call = RATES[np.dtype(dtype).itemsize].transcendental
+        features = features_at(feature_map, shape, dtype, product, 1 / call)
+    else:
+        described = json.dumps(feature_map.describe(), sort_keys=True)
+        folder = None if learned is None else str(learned)
+        features = ask(features_per_second, described, folder, shape, dtype, seconds)
+    return Speed(features, _operations(np.ones((1024, 1024))), double, single)
+
+
+def features_at(
+    feature_map: FeatureMap, shape: tuple[int, ...], dtype: str, operations: float, transcendentals: float
+) -> float:
+    """Features, single numbers, per second by what the map says that they cost, at so many operations of products and
+    calls of exp, arccos or sqrt per second."""
+    side = feature_map.tile_side(dtype)
+    cost = feature_map.feature_cost(side, shape, np.dtype(dtype).itemsize)
+    seconds = cost.operations / operations + cost.transcendentals / transcendentals
+    return side * feature_map.width(shape) / max(seconds, 1e-12)
+
+
+def features_per_second(
+    description: str, learned: str | None, shape: tuple[int, ...], dtype: str, seconds: float
+) -> float:
+    """Features, single numbers, per second of one core or device; a map's description and folder as
+    ``features.load_kernel`` takes them."""
+    from threadpoolctl import threadpool_limits
+
+    from .features import load_kernel
+
+    feature_map = load_kernel(description, learned)
+    assert isinstance(feature_map, FeatureMap)
+    largest, size = feature_map.tile_side(dtype), 1
+    with threadpool_limits(1):
+        _feature_seconds(feature_map, shape, dtype, size)  # what is loaded, compiled or allocated once
+        while (taken := _feature_seconds(feature_map, shape, dtype, size)) < seconds / 4 and size < largest:
+            size = min(size * 2, largest)
+    return size * feature_map.width(shape) / taken
 
 
 def entries_per_second(kernel: Kernel, shape: tuple[int, ...], dtype: str, seconds: float) -> float:
@@ -174,6 +240,15 @@ def _operations(A: Any) -> float:
     A @ A
     device.finish()
     return 2 * len(A) ** 3 / max(time.perf_counter() - began, 1e-9)
+
+
+def _feature_seconds(feature_map: FeatureMap, shape: tuple[int, ...], dtype: str, n: int) -> float:
+    X = np.random.default_rng(0).random((n, *shape)).astype(dtype)
+    X = to_device(X) if device.used() else X
+    started = time.perf_counter()
+    feature_map.features(X)
+    device.finish()
+    return max(time.perf_counter() - started, 1e-9)
 
 
 def _seconds(kernel: Kernel, a: Prepared, b: Prepared) -> float:

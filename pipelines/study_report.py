@@ -7,6 +7,7 @@ from typing import Any
 
 from . import plots
 from .document import Block, Cell, Figure, Page, Section, Table, Text
+from .report_computed import counted, model_phrase
 from .verdict import TONES, Result, Verdict, at_ridge, is_oracle, metric_of, trained_on, verdict
 from .wording import (
     METRICS,
@@ -14,8 +15,6 @@ from .wording import (
     ORACLE,
     count_text,
     difference_text,
-    kernel_phrase,
-    paths_text,
     ridge_text,
     score_text,
     seconds_text,
@@ -74,7 +73,7 @@ def study_page(study: Mapping[str, Any]) -> Page:
     sections.append(
         Section(
             "What was run",
-            (Table.of(("", "kernel", "data", "tiles", "made by", "time", "run"), _runs(study)),),
+            (Table.of(("", "model", "data", "computed", "made by", "time", "run"), _runs(study)),),
         )
     )
     warnings = dict.fromkeys(w for variant in variants for w in variant["result"]["data"]["warnings"])
@@ -86,7 +85,7 @@ def study_page(study: Mapping[str, Any]) -> Page:
 def _study_summary(study: Mapping[str, Any]) -> str:
     variants = study["variants"]
     found = [one for one in (verdict(variant["result"]) for variant in variants) if one is not None]
-    opening = f"{count_text(len(variants), 'kernel')} compared on {variants[0]['result']['data']['source']}."
+    opening = f"{count_text(len(variants), 'model')} compared on {variants[0]['result']['data']['source']}."
     if not found:
         return f"{opening} No expected values are known."
     counts = {status: sum(one.status == status for one in found) for status in TONES}
@@ -216,11 +215,9 @@ def _runs(study: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for variant in study["variants"]:
         result = variant["result"]
-        gram, data = result["gram"], result["data"]
+        data = result["data"]
         test = (result["evaluation"]["test"] or {}).get("n", 0)
         sizes = f"{data['source']}, {trained_on(result):,} training, {test:,} test"
-        tiles = f"{gram['tiles_computed']:,} computed, {gram['tiles_reused']:,} reused"
-        kernel = kernel_phrase(result["kernel"]["description"])
-        made_by, time = paths_text(gram["paths"]), seconds_text(result["seconds"])
-        rows.append([variant["label"], kernel, sizes, tiles, made_by, time, result["run"]])
+        (computed, made_by), time = counted(result), seconds_text(result["seconds"])
+        rows.append([variant["label"], model_phrase(result), sizes, computed, made_by, time, result["run"]])
     return rows

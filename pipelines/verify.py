@@ -11,10 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from . import leases, results
+from . import leases, mapfiles, results
 from .errors import StoreError
 from .inventory import half_removed
-from .stores import GramStore, PoolStore, Store, TileStore, open_store, store_paths, unfinished_paths
+from .stores import (
+    FeatureStore,
+    GramStore,
+    PoolStore,
+    Store,
+    TileStore,
+    open_store,
+    store_paths,
+    unfinished_paths,
+)
 
 
 @dataclass
@@ -42,7 +51,7 @@ class Verified:
 def verify(
     path: Path, *, repair: bool = False, progress: Callable[[int, int, str], None] = lambda *_: None
 ) -> list[Verified]:
-    """Read every chunk of a store, or of every store under a root.
+    """Read every chunk of a store, or of every store under a root, and what feature maps learned.
 
     repair: set bad chunks aside, so that the next run computes them again, and sweep what dead writers
     left. What a living process may be writing is not touched. progress: called with how many stores are
@@ -54,6 +63,8 @@ def verify(
     path = path.resolve()
     if (path / "zarr.json").exists():
         return [_verify(open_store(path), repair)]
+    if (path / mapfiles.DOCUMENT).exists():
+        return [_verify_map(path, repair)]
     paths = store_paths(path)
     if not paths:
         raise StoreError(f"{path}: neither a store nor a root with stores in it")
@@ -64,6 +75,7 @@ def verify(
             found.append(_verify(open_store(one), repair))
         except StoreError as error:
             found.append(Verified(str(one), one.parent.name, bad=[str(error)], remark="cannot be repaired"))
+    found += [_verify_map(folder, repair) for folder in mapfiles.paths(path)]
     unfinished = [*unfinished_paths(path), *results.unfinished(path), *half_removed(path)]
     if unfinished:
         found.append(Verified(str(path), "root", temporaries=len(unfinished)))
@@ -81,7 +93,7 @@ def verify_rows(found: list[Verified]) -> list[list[object]]:
 
 def _verify(store: Store, repair: bool) -> Verified:
     found = Verified(str(store.path), store.kind)
-    used = results.tiles_used(store.path) if isinstance(store, GramStore) else frozenset()
+    used = _used(store)
     for name in store.attributes["arrays"]:
         array = store.array(name)
         counts = [-(-n // c) for n, c in zip(array.shape, array.chunks, strict=True)]
@@ -89,8 +101,11 @@ def _verify(store: Store, repair: bool) -> Verified:
             if isinstance(store, TileStore) and not store.grid.contains((index[0], index[1])):
                 continue
             if not store.chunk(name, index).exists():
-                if index in used:
-                    found.missing.append(f"{store.path}: tile {index[0]}/{index[1]}: missing")
+                if (index if isinstance(store, TileStore) else index[0]) in used:
+                    what = (
+                        f"tile {index[0]}/{index[1]}" if isinstance(store, TileStore) else f"block {index[0]}"
+                    )
+                    found.missing.append(f"{store.path}: {what}: missing")
                 else:
                     found.absent += 1
                 continue
@@ -105,6 +120,25 @@ def _verify(store: Store, repair: bool) -> Verified:
     if found.missing and not found.remark:
         found.remark = "run the experiment again to compute what is missing"
     return found
+
+
+def _verify_map(folder: Path, repair: bool) -> Verified:
+    """Read what a feature map learned, which is whole or damaged."""
+    found = Verified(str(folder), mapfiles.KIND, chunks=len(list(folder.glob("*.npy"))))
+    try:
+        mapfiles.read(folder)
+    except StoreError as error:
+        found.bad.append(str(error))
+        if repair:
+            mapfiles.set_aside(folder)
+    return found
+
+
+def _used(store: Store) -> frozenset[Any]:
+    """Tiles, or numbers of blocks, that finished runs rest on."""
+    if isinstance(store, GramStore):
+        return results.tiles_used(store.path)
+    return results.blocks_used(store.path) if isinstance(store, FeatureStore) else frozenset()
 
 
 def _problem(store: Store, array: Any, name: str, index: tuple[int, ...]) -> str:

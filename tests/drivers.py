@@ -22,7 +22,7 @@ DRIVER = Path(__file__).with_name("faults") / "driver.py"
 SIDE = 16
 TILES = 44
 """That the experiment needs: all of the lower triangle but the last tile, in which no training sample is."""
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Undisturbed:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
-    """Wait until ``condition`` holds; an error after a minute, or when ``process`` ends before."""
+    """Wait until ``condition`` holds; an error after three minutes, or when ``process`` ends before."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         if process is not None and process.poll() is not None:

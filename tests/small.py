@@ -12,6 +12,7 @@ import pytest
 
 from kernels.base import Kernel
 from kernels.convolutional import Convolutional
+from kernels.features.base import FeatureMap
 from pipelines import features, fit, gram, matrices, pools, solvers, tasks
 from pipelines.errors import NumericalError
 from pipelines.experiment import Experiment
@@ -22,7 +23,7 @@ MEMORY = 2**30
 
 def use_tile_side(side: int, set_attribute: Callable[..., None]) -> None:
     """Give every kernel tiles of ``side`` samples; workers learn the side from the stores."""
-    for kernel in (Kernel, Convolutional):
+    for kernel in (Kernel, Convolutional, FeatureMap):
         set_attribute(kernel, "tile_sides", {"float32": side, "float64": side})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .base import Solution, Solver, Status
 from .cholesky import Cholesky
 from .choose import Choice, build, choose
+from .choose_primal import build_primal, choose_primal
 from .costs import Estimate, Means, Problem, solve_bytes
 from .eigen import Eigen
 
@@ -19,6 +20,8 @@ __all__ = [
     "Solver",
     "Status",
     "build",
+    "build_primal",
     "choose",
+    "choose_primal",
     "solve_bytes",
 ]

@@ -16,7 +16,7 @@ from ..results import save_array, sync
 from ..stores import disk_errors
 from .base import Solution, Status
 
-ARRAYS = ("alpha", "loo")
+ARRAYS = ("alpha", "loo", "fitted")
 
 EARLIER = "solved by an earlier start, whose time and memory these are"
 

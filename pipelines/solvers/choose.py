@@ -58,7 +58,7 @@ def choose(method: str, problem: Problem, means: Means) -> Choice:
     named = [one for one in ways if method in ("auto", one.method)]
     fitting = [one for one in named if not one.obstacle] or [one for one in named if one.lacks_disk_alone]
     if not fitting:
-        least = next((one for one in named if not _unfit(one)), named[0])
+        least = next((one for one in named if not unfit(one)), named[0])
         return Choice(least, "does not fit", _refusal(least, exact, problem, means))
     if method != "auto":
         best = min(fitting, key=lambda one: one.total_seconds)
@@ -68,7 +68,7 @@ def choose(method: str, problem: Problem, means: Means) -> Choice:
         for one in fitting
         if one.method not in IN_MEMORY or one.driver_bytes <= COMFORT * means.driver_bytes
     ]
-    best = min(easy or fitting, key=_price)
+    best = min(easy or fitting, key=price)
     return Choice(best, _reason(best, exact, problem))
 
 
@@ -111,21 +111,21 @@ def build(solve: Solve, choice: Choice, *, seed: int, loo: bool) -> Solver[Any]:
     return Cholesky(solve.dtype, jitter, absolute, loo)
 
 
-def _price(one: Estimate) -> float:
+def price(one: Estimate) -> float:
     return one.matrix_seconds + one.seconds * (UNCERTAIN if one.method == "conjugate-gradient" else 1.0)
 
 
-def _unfit(one: Estimate) -> bool:
+def unfit(one: Estimate) -> bool:
     """Whether a way is refused for what it is and not for what it takes."""
     return bool(one.obstacle) and " of " not in one.obstacle
 
 
 def _reason(best: Estimate, exact: Sequence[Estimate], problem: Problem) -> str:
     """Why "auto" took a way: its time beside the next one's, and what kept quicker ones out."""
-    quicker = [one for one in exact if one.obstacle and _price(one) < _price(best)]
+    quicker = [one for one in exact if one.obstacle and price(one) < price(best)]
     others = [one for one in exact if not one.obstacle and one is not best]
     kept_out = "".join(
-        f"; {one.name} {'would be quicker but ' if not _unfit(one) else ''}{one.obstacle}" for one in quicker
+        f"; {one.name} {'would be quicker but ' if not unfit(one) else ''}{one.obstacle}" for one in quicker
     )
     if best.method in IN_MEMORY and not kept_out:
         factors = problem.ridges * (2 if problem.loo else 1)
@@ -136,7 +136,7 @@ def _reason(best: Estimate, exact: Sequence[Estimate], problem: Problem) -> str:
         )
     text = f"{best.name}: about {seconds_text(best.total_seconds)}"
     if others:
-        following = min(others, key=_price)
+        following = min(others, key=price)
         text += f", {following.name} about {seconds_text(following.total_seconds)}"
         if following.total_seconds < best.total_seconds and following.method == "conjugate-gradient":
             text += " if its iterations are as few as is hoped"

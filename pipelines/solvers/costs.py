@@ -14,10 +14,9 @@ import numpy as np
 
 from .. import normal
 from ..memory import WORKER_BASE_BYTES
-from ..products import SQUARE
+from ..products import SQUARE, outstanding
 from ..spectrum import Spectrum
 from ..speed import Speed
-from ..tasks import WINDOW
 from ..wording import bytes_text
 from . import conjugate_gradient, tiled_cholesky
 from . import nystrom as falkon
@@ -200,7 +199,7 @@ def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estim
         room = ways[min(2 * best, within[-1])]
         found = replace(ways[best], driver_bytes=room.driver_bytes, rank_bytes=room.rank_bytes)
         found = replace(found, floor=floor_of(problem))
-        return replace(found, obstacle=_obstacle(found, problem, means))
+        return replace(found, obstacle=obstacle_of(found, problem, means))
     n, m = problem.n, problem.centres
     passes = min(FALKON_ITERATIONS, problem.max_iterations or FALKON_ITERATIONS) + 3
     arithmetic = passes * falkon.iteration_operations(n, m, problem.columns, problem.ridges)
@@ -213,7 +212,7 @@ def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estim
     )
     worker = WORKER_BASE_BYTES + normal.worker_bytes(problem.side, m, _systems(problem), problem.itemsize)
     found = replace(found, worker_bytes=max(found.worker_bytes, worker))
-    return replace(found, obstacle=_obstacle(found, problem, means))
+    return replace(found, obstacle=obstacle_of(found, problem, means))
 
 
 def _gradients(problem: Problem, means: Means, tiles: str, rank: int) -> Estimate:
@@ -231,7 +230,7 @@ def _gradients(problem: Problem, means: Means, tiles: str, rank: int) -> Estimat
     driver = conjugate_gradient.driver_bytes(n, problem.columns, problem.ridges, rank_bytes)
     disk = conjugate_gradient.checkpoint_bytes(n, problem.columns, problem.ridges, rank_bytes)
     widest = max(_systems(problem), min(rank, SKETCH_COLUMNS))
-    disk += WINDOW * means.workers * 2 * means.square * widest * 8
+    disk += outstanding(means.workers) * 2 * means.square * widest * 8
     entries = n * (n + 1) // 2
     found = _by_passes(
         "conjugate-gradient", problem, means, tiles, entries, passes, arithmetic, driver, disk, widest
@@ -308,10 +307,10 @@ def _stored(
     """A way to solve with the stored matrix."""
     matrix = problem.missing_entries / means.speed.entries / means.workers
     found = Estimate(method, "stored", matrix, seconds, driver, worker, disk + problem.missing_bytes)
-    return replace(found, obstacle=_obstacle(found, problem, means))
+    return replace(found, obstacle=obstacle_of(found, problem, means))
 
 
-def _obstacle(one: Estimate, problem: Problem, means: Means) -> str:
+def obstacle_of(one: Estimate, problem: Problem, means: Means) -> str:
     """What stands against a way to solve: what was asked for, or memory, or disk."""
     if one.tiles == "recomputed" and not problem.recomputable:
         return "a precomputed matrix is not recomputed"

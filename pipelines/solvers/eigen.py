@@ -127,9 +127,9 @@ class Eigen(DirectSolver):
         for ridge, alpha in zip(state.ridges, alphas, strict=True):
             require_finite(alpha, ridge)
         residuals = self._residuals(state, alphas, targets)
-        inverse_diagonals = _inverse_diagonals(state.vectors, weights) if self.loo else None
+        inverses = inverse_diagonals(state.vectors, weights) if self.loo else None
         dimensions = (spectra * weights).sum(axis=0)
-        loos = None if inverse_diagonals is None else targets - alphas / inverse_diagonals.T[:, :, None]
+        loos = None if inverses is None else targets - alphas / inverses.T[:, :, None]
         seconds = (state.seconds + perf_counter() - started) / len(state.ridges)
         progress(len(state.ridges), len(state.ridges), RIDGES)
         return tuple(
@@ -161,7 +161,7 @@ class Eigen(DirectSolver):
         ]
 
 
-def _inverse_diagonals(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def inverse_diagonals(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(n, r) values R_ii = sum_j Q_ij^2 weights_jr, one column per ridge."""
     out = np.zeros((len(vectors), weights.shape[1]))
     for start in range(0, len(vectors), PANEL):

@@ -6,18 +6,14 @@ residual, measured on the operator and not taken from the recursion, is small en
 
 from __future__ import annotations
 
-import os
-import uuid
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
-from ..results import sync
-from ..stores import disk_errors
+from ..archives import load_arrays, save_arrays
 from .base import Progress
 
 ITERATING, MEASURING, ENDED = range(3)
@@ -134,34 +130,6 @@ class State:
         r, c, n = systems.right.shape
         fits = arrays["X"].shape == (r * c, n) and arrays["phase"].shape == (r,)
         return cls(**arrays) if fits else None
-
-
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays into one file, whole: under a temporary name, made durable, renamed.
-
-    Raises:
-        DiskFull: no space is left.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                np.savez(stream, allow_pickle=False, **arrays)
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """What ``save_arrays`` wrote; None where there is none, or a checksum in it is wrong."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
 
 
 def iterate(

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.profiles import Profile
 from cluster.worker import kernel_path_set
-from flows.work import told_path
+from flows.machines import told_path
 from kernels.arrays import why_no_device
 from pipelines import provenance
 

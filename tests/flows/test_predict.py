@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,32 @@ def test_the_runs_own_test_images_get_its_predictions(ran: tuple[Path, Path]) ->
     np.testing.assert_array_equal(y, np.argmax(scores, axis=1))
     assert not list((folder / "root" / "solves").glob("*"))
     assert not list(folder.glob(".*.npy.*"))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_model_on_features_needs_its_result_alone(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects ``predict`` with a saved map: stores may be cleaned away, and workers predict what the run did."""
+    table = TOML.replace("[solve]", '[features]\nkind = "nystrom"\nlandmarks = 60\n[solve]')
+    (tmp_path / "mapped.toml").write_text(table)
+    study, root = experiment.load(tmp_path / "mapped.toml"), tmp_path / "root"
+    profile = "serial"
+    with Terminal() as display:
+        outcome = run_study(study, root, profile, display)
+        np.save(tmp_path / "X.npy", pools.resolve(study.experiments[0]).train.X[300:500])
+        for folder in ("features", "maps", "pools", "preprocessing"):
+            shutil.rmtree(root / folder)
+        if workers:
+            profile = str(tmp_path / "profile.toml")
+            Path(profile).write_text(f'kind = "local"\nworkers = {workers}\n')
+            monkeypatch.setattr(command, "ALONE_SECONDS", 0.0)
+        y, scores = tmp_path / "y.npy", tmp_path / "S.npy"
+        facts = command.predict_arrays(study, tmp_path / "X.npy", y, scores, root, profile, display)
+    assert (facts["samples"], facts["trained_on"]) == (200, 200)
+    expected = np.load(Path(outcome.results[0]["folder"]) / "test_scores.npy")
+    np.testing.assert_allclose(np.load(scores), expected, atol=1e-5 * np.abs(expected).max())
+    assert not list((root / "solves").glob("*"))
 
 
 @pytest.mark.slow

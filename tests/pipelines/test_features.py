@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import small
 
 from kernels.registry import from_description
 from pipelines import features, leases, pools, preprocessing, stores, tasks
+from pipelines import samples as pipeline_samples
 from pipelines.errors import ChunkLost, DiskFull, NumericalError
 from pipelines.stores import FeatureStore
 
@@ -122,7 +124,7 @@ def test_a_damaged_fit_is_fitted_again(samples: small.Samples, root: Path, tiles
     (file,) = (root / "preprocessing").glob("*.npz")
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
-    features._state.cache_clear()
+    pipeline_samples.fitted.cache_clear()
     with pytest.raises(ChunkLost, match=str(file)):
         materialise(samples, root, preprocess=["standardise"])
     materialise(samples, root, preprocess=["standardise"])
@@ -187,8 +189,10 @@ def test_a_full_disk_while_fitting_is_one_clear_error(
 def test_jobs_are_small(samples: small.Samples, root: Path, tiles_of_16: int) -> None:
     """Protects the scheduler: what travels to a worker is paths, numbers and short texts."""
     report, resolved, kernel = materialise(samples, root)
-    job = features.FeatureJob("a" * 100, report.store, "float64", (), 1.0, None, features._json(kernel))
-    assert len(json.dumps(vars(job))) < 2000
+    job = features.FeatureJob(
+        pipeline_samples.Preprocessed("a" * 100, "float64"), report.store, features._json(kernel)
+    )
+    assert len(json.dumps(asdict(job))) < 2000
     assert from_description(json.loads(job.kernel or "")).fingerprint == kernel.fingerprint
     assert resolved.pool_axis.rows == 72
     assert stores.open_store(report.store).kind == "features"

@@ -248,7 +248,7 @@ def test_a_model_that_cannot_be_read_is_refused(saved: Saved) -> None:
         with pytest.raises(StoreError, match=said):
             _ = model.load(saved.folder).kernel
 
-    refused("has format 2, this version reads format 1: run the experiment again", format=2)
+    refused("has format 3, this version reads formats 1 and 2: run the experiment again", format=3)
     refused("describes no model", megagram="result")
     refused("the model is damaged", labels=["one"])
     refused("is no address of a store", features={**document["features"], "address": "../../elsewhere"})

@@ -156,9 +156,9 @@ def test_too_little_disk_says_how_much_and_where(
     """Protects a disk from being filled: refused before start, with the root and what to do."""
     one = samples.experiment(gram={"tiles": "stored"})
     needed = planned(one, root).disk_bytes
-    monkeypatch.setattr(plan, "_disk_free", lambda where: needed)
+    monkeypatch.setattr(plan, "disk_free", lambda where: needed)
     planned(one, root).check()
-    monkeypatch.setattr(plan, "_disk_free", lambda where: needed - 1)
+    monkeypatch.setattr(plan, "disk_free", lambda where: needed - 1)
     with pytest.raises(DoesNotFit, match=rf"under {root} .* another --root"):
         planned(one, root).check()
 
@@ -167,7 +167,7 @@ def test_all_that_does_not_fit_is_said_at_once(
     samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Protects from mending one thing after another."""
-    monkeypatch.setattr(plan, "_disk_free", lambda where: 0)
+    monkeypatch.setattr(plan, "disk_free", lambda where: 0)
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     made = planned(samples.experiment(), root, worker_bytes=1)
     assert len(made.problems()) == 3
@@ -179,7 +179,7 @@ def test_all_that_does_not_fit_is_said_at_once(
 
 def test_the_disk_of_a_root_that_is_not_there_yet() -> None:
     """Protects ``--root new/deep/folder``: free space of the nearest folder that exists."""
-    assert plan._disk_free(Path("/no/such/folder/anywhere")) > 0
+    assert plan.disk_free(Path("/no/such/folder/anywhere")) > 0
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_the_disk_of_a_factor_is_planned(
     """Protects an out-of-core solve from a full disk hours later."""
     made = planned(samples.experiment(solve={"method": "tiled-cholesky"}), root)
     assert made.solve_disk_bytes == 2048**2 * 8 + 4
-    monkeypatch.setattr(plan, "_disk_free", lambda where: made.disk_bytes - 1)
+    monkeypatch.setattr(plan, "disk_free", lambda where: made.disk_bytes - 1)
     with pytest.raises(DoesNotFit, match="the stores need"):
         planned(samples.experiment(solve={"method": "tiled-cholesky"}), root).check()
 
@@ -338,7 +338,7 @@ def test_assumed_machines_are_neither_timed_nor_mistaken_for_this_one(
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("this machine was asked")
 
-    for name in ("calibrate", "path_of", "read_rate", "_disk_free"):
+    for name in ("calibrate", "path_of", "read_rate", "disk_free"):
         monkeypatch.setattr(plan, name, refuse)
     monkeypatch.setattr(memory, "available_bytes", refuse)
     one = samples.experiment()

@@ -28,11 +28,15 @@ def test_every_shipped_experiment_is_valid(name):
     assert study.description
     for one in study.experiments:
         one.kernel_object  # noqa: B018  (raises where the table is wrong)
+        one.feature_map  # noqa: B018
 
 
 def test_all_promised_names_are_shipped():
     """Protects the list of names that the documentation gives."""
     wanted = {"quickstart", "digits-depth", "digits-convolutional", "digits-turned", "mnist-shifted-100k"}
+    wanted |= {"random-features-convergence", "convolutional-features-convergence"}
+    wanted |= {"digits-nystrom-ckn", "digits-random-features", "mnist-nystrom-ckn"}
+    wanted |= {"cifar10-nystrom", "cifar10-nystrom-small"}
     for study, models in MODELS.items():
         sizes = SIZES if study.startswith("cifar10") else ("", "-10k")
         wanted |= {f"{name}{size}" for name in (study, *models) for size in sizes}
@@ -122,3 +126,32 @@ def test_shifted_digits_are_solved_without_a_stored_matrix():
     )
     assert one.solve.ridges == (1e-7,)
     assert experiment.load("mnist-shifted-100k", ["data.shifts=99"]).experiments[0].data.shifts == 99
+
+
+def test_digits_anchors_stand_beside_the_exact_kernel():
+    """Protects F6: the data of G9, the kernel itself first, then its features by three numbers of anchors."""
+    (reference, *_) = experiment.load("digits-convolutional").experiments
+    exact, *approximate = experiment.load("digits-nystrom-ckn").experiments
+    assert exact.features is None
+    assert [one.feature_map.anchors for one in approximate] == [(16, 16), (64, 64), (256, 256)]
+    assert [one.feature_map.patches for one in approximate] == [6000] * 3
+    assert [one.expected.value for one in approximate] == [94.0, 97.75, 99.25]
+    for one in (exact, *approximate):
+        assert one.data == reference.data
+        assert one.kernel_object == reference.kernel_object
+
+
+@pytest.mark.parametrize("name", ["cifar10-nystrom", "cifar10-nystrom-small"])
+def test_the_nystrom_column_is_of_the_models_of_the_exact_table(name):
+    """Protects R14: the kernels, data and ridges of the exact column, so that the two differ by the features alone."""
+    exact = {one.label: one for one in experiment.load("cifar10-second-layer").experiments}
+    models = experiment.load(name).experiments
+    assert len(models) == 6
+    for one in models:
+        assert one.kernel_object == exact[one.label].kernel_object
+        assert (one.data, one.solve) == (exact[one.label].data, exact[one.label].solve)
+        linear = one.label == "exp / linear"
+        assert (one.feature_map.anchors[1] == 0) == linear
+    if name == "cifar10-nystrom":
+        assert {one.feature_map.anchors for one in models} == {(256, 4096), (256, 0)}
+        assert [one.expected.value for one in models] == [84.1, 84.1, 83.4, 81.5, 81.2, 76.3]

@@ -1,0 +1,174 @@
+"""What the plans of all runs share: what is refused, and the machines that a plan may assume."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels.base import Cost, Kernel
+from kernels.features.base import FeatureMap
+
+from . import memory, solvers
+from .errors import DoesNotFit
+from .speed import Speed, features_at, nearest_folder
+from .wording import bytes_text
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """Machines that are not there, to plan for; rates per second.
+
+    name: of the profile that describes them. float64, float32: operations of a product in one worker;
+    transcendentals: calls of exp, arccos or sqrt there. driver: operations of a float64 product in the driver.
+    driver_bytes: its memory. disk_free: bytes; read: bytes of the disk, all workers together.
+    """
+
+    name: str
+    float64: float
+    float32: float
+    transcendentals: float
+    driver: float
+    driver_bytes: int
+    disk_free: int
+    read: float
+
+    def speed(self, kernel: Kernel, shape: tuple[int, ...], dtype: str) -> Speed:
+        """Rates for a kernel, from what it says that an entry costs."""
+        side = kernel.tile_side(dtype)
+        one = kernel.cost(side, side, shape, np.dtype(dtype).itemsize)
+        rate = self.float32 if dtype == "float32" else self.float64
+        seconds = one.operations / rate + one.transcendentals / self.transcendentals
+        return Speed(side**2 / seconds, self.driver, self.float64, self.float32, self.read)
+
+    def map_speed(self, feature_map: FeatureMap, shape: tuple[int, ...], dtype: str) -> Speed:
+        """Rates for a feature map, from what it says that its features cost; entries are single features."""
+        rate = self.float32 if dtype == "float32" else self.float64
+        features = features_at(feature_map, shape, dtype, rate, self.transcendentals)
+        return Speed(features, self.driver, self.float64, self.float32, self.read)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanBase(ABC):
+    """What the plans of all runs say. All sizes in bytes, all times in seconds.
+
+    path: name of the code that computes tiles or features; path_remark: why none quicker does, where it usually
+    would. cost: of all that is computed before the solve, or in passes during it. features_bytes: of what is computed
+    for each sample on the disk. worker: a worker's peak while it computes; worker_limit: what it may use.
+    driver_limit: memory that is free. choice: of the solver, and what it takes. assumed: the profile of machines that
+    are not there, or nothing.
+    """
+
+    experiment: str
+    path: str
+    path_remark: str
+    cost: Cost
+    features_bytes: int
+    disk_free: int
+    workers: int
+    worker: memory.TaskMemory
+    worker_limit: int
+    train: int
+    driver_limit: int
+    choice: solvers.Choice
+    root: Path
+    assumed: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.choice.method
+
+    @property
+    def reason(self) -> str:
+        return self.choice.reason
+
+    @property
+    def solve_bytes(self) -> int:
+        """The driver's peak."""
+        return self.choice.estimate.driver_bytes
+
+    @property
+    def solve_seconds(self) -> float:
+        return self.choice.estimate.seconds
+
+    @property
+    @abstractmethod
+    def solve_worker_bytes(self) -> int:
+        """A worker's peak during the solve; 0 where none takes part."""
+
+    @property
+    @abstractmethod
+    def worker_bytes(self) -> int:
+        """A worker's peak, by what it has to compute."""
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.features_bytes + self.choice.estimate.disk_bytes
+
+    @property
+    @abstractmethod
+    def seconds(self) -> float:
+        """Of the whole run."""
+
+    def worker_advice(self) -> str:
+        """What would make a worker's peak fit."""
+        fewer = int(self.workers * self.worker_limit / self.worker_bytes)
+        return f"set {f'workers = {fewer} or more memory' if fewer else 'more memory'} in the cluster profile"
+
+    def problems(self) -> list[str]:
+        """Each thing that does not fit, with what would."""
+        found = []
+        if self.worker_bytes > self.worker_limit:
+            found.append(
+                f"a worker needs {bytes_text(self.worker_bytes)} at its peak and may use"
+                f" {bytes_text(self.worker_limit)}; {self.worker_advice()}"
+            )
+        if self.choice.problem:
+            found.append(self.choice.problem)
+        if self.disk_bytes > self.disk_free:
+            found.append(
+                f"the stores need {bytes_text(self.disk_bytes)} more under {self.root} and"
+                f" {bytes_text(self.disk_free)} are free; choose another --root, or make room (megagram store clean)"
+            )
+        return found
+
+    def check(self) -> None:
+        """Raise DoesNotFit when the run cannot fit this machine; the message says what would."""
+        problems = self.problems()
+        if problems:
+            raise DoesNotFit("; ".join(problems))
+
+    def json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {
+            "experiment": self.experiment,
+            "path": self.path,
+            "operations": self.cost.operations,
+            "transcendentals": self.cost.transcendentals,
+            "disk_bytes": self.disk_bytes,
+            "disk_free": self.disk_free,
+            "workers": self.workers,
+            "worker_peak_bytes": self.worker.total,
+            "worker_limit_bytes": self.worker_limit,
+            "solve_bytes": self.solve_bytes,
+            "driver_limit_bytes": self.driver_limit,
+            "solve_worker_bytes": self.solve_worker_bytes,
+            "method": self.method,
+            "passes": self.choice.estimate.passes,
+            "reason": self.reason,
+            "solve_seconds": self.solve_seconds,
+            "task_seconds": self.choice.estimate.task_seconds,
+            "seconds": self.seconds,
+            "assumed": self.assumed or None,
+            "fits": not self.problems(),
+            "problems": self.problems(),
+        }
+
+
+def disk_free(root: Path) -> int:
+    """Bytes that are free where a root is, or would be."""
+    return shutil.disk_usage(nearest_folder(root)).free

@@ -1,0 +1,304 @@
+"""Ridge regression on explicit features: weights w of (Phi^T Phi + n*lambda*I) w = Phi^T Y (SPEC F7, R1, R4 to R6, R9).
+
+By one eigendecomposition for the whole path of ridges, of the smaller of Phi^T Phi and Phi Phi^T, or by conjugate
+gradients where neither fits the memory. Both give a ``Solution`` whose ``alpha`` are the weights (width, t), whose
+``residual`` |(Phi^T Phi + shift I) w - Phi^T Y|_F / |Phi^T Y|_F is measured by a pass over the features, not taken
+from a matrix that was accumulated, and whose ``fitted`` are the predictions on the training samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import eigh
+
+from ..covariance import Moments, inner_products, moments
+from ..errors import DataError, NumericalError
+from ..feature_products import Asked, Found, flattened, stream, unflattened
+from ..featuresource import FeatureSource
+from ..memory import peak_bytes
+from ..normal import normal_product
+from ..site import Site
+from ..tilesource import index_set
+from .base import (
+    RIDGES,
+    DirectSolver,
+    Progress,
+    Solution,
+    check_ridges,
+    check_targets,
+    final_status,
+    jitter_notes,
+    quality_notes,
+    require_finite,
+    shifts,
+    unwatched,
+)
+from .conjugate_gradient import ConjugateGradient
+from .eigen import inverse_diagonals
+from .iterated import Iterative
+
+SKETCH = 512
+"""Columns that one pass over the features sketches at most: workers hold width rows of them."""
+
+LOST = 10.0
+"""So many times what rounding may make of a leverage h must 1 - h be, for a leave-one-out residual to mean anything."""
+
+
+class FeatureOperator:
+    """Features restricted to an index set of samples.
+
+    source: all features (N, width). rows: (n,) index set. site: where workers take part and what was computed is kept;
+    without one everything is done in this process, and nothing is kept.
+
+    Raises:
+        DataError: rows are not an index set of the source, or none.
+    """
+
+    def __init__(self, source: FeatureSource, rows: ArrayLike, site: Site | None = None) -> None:
+        self.source = source
+        self.site = site
+        self.rows = index_set(rows, source.shape[0])
+        if not self.rows.size:
+            raise DataError("a regression on no samples cannot be solved; give at least one row")
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        return self.source.shape[1]
+
+    def moments(self, Y: np.ndarray) -> Moments:
+        """Phi^T Phi and Phi^T Y, kept by the site."""
+        return moments(self.source, self.rows, Y, self.site, self._told("strips of the covariance"))
+
+    def inner_products(self) -> np.ndarray:
+        """Phi Phi^T, its upper triangle."""
+        return inner_products(self.source, self.rows, progress=self._told("blocks of inner products"))
+
+    def stream(self, asked: Asked) -> Found:
+        """What is asked, in one pass over the features."""
+        return stream(self.source, self.rows, asked, self.site, self._told("strips of features"))
+
+    def normal(self, V: np.ndarray) -> np.ndarray:
+        """Phi^T (Phi V) for V (width, k), in one pass."""
+        return normal_product(self.source, self.rows, np.arange(self.width), V, self.site)
+
+    def _told(self, what: str) -> Any:
+        site = self.site
+
+        def told(done: int, total: int) -> None:
+            if site is not None:
+                site.progress(done, total, what)
+
+        return told
+
+
+class PrimalSolver(Protocol):
+    """A way to solve on features."""
+
+    def solve(
+        self,
+        operator: FeatureOperator,
+        ridges: Sequence[float],
+        Y: ArrayLike,
+        progress: Progress = unwatched,
+    ) -> tuple[Solution, ...]:
+        """One solution per ridge, in the order given, for (n,) or (n, t) targets."""
+        ...
+
+
+@dataclass(frozen=True)
+class PrimalEigen(DirectSolver):
+    """Phi^T Phi = U diag(s) U^T once gives all ridges: w = U (s + n*lambda)^-1 U^T Phi^T Y (R4).
+
+    With fewer samples than features Phi Phi^T is decomposed instead, and w = Phi^T alpha (F7). loo: leave-one-out by
+    the hat matrix, (y - f) / (1 - h) with h_i = sum_j (Phi U)_ij^2 / (s_j + n*lambda), for all ridges in one pass; in
+    the dual by R5.
+    """
+
+    def solve(
+        self,
+        operator: FeatureOperator,
+        ridges: Sequence[float],
+        Y: ArrayLike,
+        progress: Progress = unwatched,
+    ) -> tuple[Solution, ...]:
+        """One solution per ridge for (n,) or (n, t) targets, the effective dimension exact.
+
+        Two passes over the features (three in the dual), of which a site keeps the sums of the first. ``loo`` is None
+        at a ridge so small that rounding leaves nothing of some 1 - h, and a note says so.
+
+        Raises:
+            ExperimentError: no ridge, or one that is not finite and positive.
+            DataError: targets of another shape, or not finite.
+            NumericalError: features or what is computed of them are not finite.
+        """
+        values, targets = check_ridges(ridges), check_targets(Y, operator.n)
+        started, dual = perf_counter(), operator.n < operator.width
+        matrix, right = _system(operator, targets, dual)
+        mean = float(matrix.diagonal().sum()) / operator.n
+        added, jitter = shifts(values, np.broadcast_to(mean, operator.n), self.jitter, self.absolute)
+        spectrum, vectors = _decomposed(matrix)
+        del matrix
+        weights = 1.0 / (spectrum[:, None] + np.array(added))
+        coordinates = vectors.T @ right
+        solved = np.stack([vectors @ (w[:, None] * coordinates) for w in weights.T])
+        W = solved
+        if dual:
+            W = unflattened(operator.stream(Asked(Y=flattened(solved))).seen, solved.shape)
+        for ridge, w in zip(values, W, strict=True):
+            require_finite(w, ridge)
+        hat = self.loo and not dual
+        seen = operator.stream(
+            Asked(flattened(W), targets, vectors if hat else None, weights if hat else None)
+        )
+        fitted, normal = (unflattened(one, W.shape) for one in (seen.values, seen.normal))
+        scale = float(np.linalg.norm(seen.seen))
+        loos: list[np.ndarray | None] = [None] * len(values)
+        if hat:
+            rounding = LOST * np.finfo(np.float64).eps * spectrum[-1]
+            loos = [
+                targets - (targets - f) / left[:, None] if left.min() > rounding / shift else None
+                for f, left, shift in zip(fitted, 1.0 - seen.leverages.T, added, strict=True)
+            ]
+        elif self.loo:
+            loos = list(targets - solved / inverse_diagonals(vectors, weights).T[:, :, None])
+        dimensions = spectrum @ weights
+        seconds = (perf_counter() - started) / len(values)
+        progress(len(values), len(values), RIDGES)
+        solutions = []
+        for k, (ridge, shift) in enumerate(zip(values, added, strict=True)):
+            error = float(np.linalg.norm(normal[k] + shift * W[k] - seen.seen))
+            residual = error / scale if scale else 0.0
+            notes = (*jitter_notes(jitter), *quality_notes(residual, "float64"))
+            if self.loo and loos[k] is None:
+                notes += ("rounding leaves nothing of some leave-one-out residuals at this ridge",)
+            solutions.append(
+                Solution(
+                    alpha=W[k],
+                    ridge=ridge,
+                    shift=shift,
+                    status=final_status(residual),
+                    residual=residual,
+                    iterations=0,
+                    effective_dimension=float(dimensions[k]),
+                    seconds=seconds,
+                    peak_bytes=peak_bytes(),
+                    loo=loos[k],
+                    jitter=jitter,
+                    notes=notes,
+                    fitted=fitted[k],
+                )
+            )
+        return tuple(solutions)
+
+
+def _system(operator: FeatureOperator, Y: np.ndarray, dual: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix to decompose, upper triangle, and what is solved for."""
+    if dual:
+        return operator.inner_products(), Y
+    found = operator.moments(Y)
+    return found.covariance, found.products
+
+
+def _decomposed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, ascending, and eigenvectors of a matrix whose upper triangle is given, and which is used up.
+
+    Of such a product none is negative but by rounding: those are set to zero (R4).
+    """
+    try:
+        # evr as in ``eigen``: beside the matrix one more for the vectors
+        values, vectors = eigh(matrix, lower=False, overwrite_a=True, check_finite=False, driver="evr")
+    except np.linalg.LinAlgError as error:
+        raise NumericalError(
+            f'the eigendecomposition failed ({error}); use solve.method = "conjugate-gradient"'
+        ) from None
+    return values.clip(0), vectors
+
+
+@dataclass(frozen=True)
+class PrimalGradients(Iterative):
+    """Conjugate gradients on the same system: one pass over the features an iteration, for all targets and ridges.
+
+    The preconditioner is a randomised Nystrom approximation of Phi^T Phi. rank_bytes, pass_columns: as of
+    ``ConjugateGradient``, whose checkpoints these are.
+    """
+
+    rank_bytes: int = field(default=2**30, repr=False)
+    pass_columns: float = field(default=0.0, repr=False)
+
+    def solve(
+        self,
+        operator: FeatureOperator,
+        ridges: Sequence[float],
+        Y: ArrayLike,
+        progress: Progress = unwatched,
+    ) -> tuple[Solution, ...]:
+        """One solution per ridge for (n,) or (n, t) targets; goes on from what the operator's site holds.
+
+        A solution's status is ``solved`` where its residual is at most ``tolerance``, else ``not converged``, and a
+        note says why. The effective dimension is estimated.
+
+        Raises:
+            ExperimentError: no ridge, or one that is not finite and positive.
+            DataError: targets of another shape, or not finite.
+        """
+        values, targets = check_ridges(ridges), check_targets(Y, operator.n)
+        started = perf_counter()
+        first = operator.stream(Asked(Y=targets))
+        mean = float(first.squares.sum()) / operator.n
+        added, jitter = shifts(values, np.broadcast_to(mean, operator.n), self.jitter, self.absolute)
+        options: dict[str, Any] = {**vars(self), "jitter": 0.0, "absolute": True}
+        solver = ConjugateGradient(**options)
+        C = _Covariance(operator, first.squares)
+        beside = perf_counter() - started
+        solved = solver.solve(solver.factor(C, added), first.seen, progress)
+        started = perf_counter()
+        W = np.stack([one.alpha for one in solved])
+        fitted = unflattened(operator.stream(Asked(W=flattened(W))).values, W.shape)
+        beside += perf_counter() - started
+        return tuple(
+            replace(
+                one,
+                ridge=ridge,
+                jitter=jitter,
+                seconds=one.seconds + beside / len(values),
+                notes=(*jitter_notes(jitter), *one.notes),
+                fitted=f,
+            )
+            for one, ridge, f in zip(solved, values, fitted, strict=True)
+        )
+
+
+class _Covariance:
+    """Phi^T Phi as products alone. squares: (width,) its diagonal."""
+
+    def __init__(self, operator: FeatureOperator, squares: np.ndarray) -> None:
+        self.rows = operator.rows
+        self.site = operator.site
+        self._operator = operator
+        self._squares = squares
+
+    @property
+    def n(self) -> int:
+        return self._operator.width
+
+    def diag(self) -> np.ndarray:
+        return self._squares
+
+    def matmul(self, V: np.ndarray) -> np.ndarray:
+        return self._operator.normal(V)
+
+    def sketch(self, V: np.ndarray) -> np.ndarray:
+        parts = [
+            self._operator.normal(V[:, start : start + SKETCH]) for start in range(0, V.shape[1], SKETCH)
+        ]
+        return np.concatenate(parts, axis=1)

@@ -1,0 +1,311 @@
+"""Ridge regression on features: by eigenvectors, in the primal and the dual, by iterations; beside dense algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from feature_systems import Dense, MemoryFeatures, features
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from systems import Stop, relative, same, targets
+
+from pipelines import covariance, feature_products, products, tasks
+from pipelines.errors import DataError, ExperimentError, NumericalError
+from pipelines.experiment import Solve
+from pipelines.site import Site
+from pipelines.solvers import Means, Problem, Status, build_primal, choose_primal, primal
+from pipelines.solvers.base import Solution
+from pipelines.solvers.primal import FeatureOperator, PrimalEigen, PrimalGradients
+from pipelines.speed import Speed
+
+RIDGES = (1.0, 1e-2, 1e-4)
+EXACT = PrimalGradients(tolerance=1e-10)
+SHAPES = {
+    "tall": (90, 12, None),
+    "wide": (20, 45, None),
+    "deficient": (80, 30, 9),
+    "dual, deficient": (25, 40, 6),
+}
+
+
+@pytest.fixture(autouse=True)
+def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(covariance, "STRIP", 16)
+    monkeypatch.setattr(feature_products, "STRIP", 8)
+    monkeypatch.setattr(products, "SQUARE", 16)
+
+
+def system(shape: str) -> tuple[FeatureOperator, np.ndarray]:
+    """Features of samples with gaps between them, and targets of the samples."""
+    n, width, rank = SHAPES[shape]
+    rows = np.setdiff1d(np.arange(n + 5), [0, 7, 8, 13, n + 1])
+    operator = FeatureOperator(MemoryFeatures(features(n + 5, width, rank), 8), rows)
+    return operator, targets(len(rows))
+
+
+def phi_of(operator: FeatureOperator) -> np.ndarray:
+    source = operator.source
+    assert isinstance(source, MemoryFeatures)
+    return source.phi[operator.rows].astype(np.float64)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("solver", [PrimalEigen(), EXACT], ids=["eigen", "gradients"])
+def test_predictions_are_those_of_the_dual(shape: str, solver: primal.PrimalSolver) -> None:
+    """Protects F7, to 1e-8, in either form; and what a solution says of itself."""
+    operator, Y = system(shape)
+    F = phi_of(operator)
+    for found, ridge in zip(solver.solve(operator, RIDGES, Y), RIDGES, strict=True):
+        shift = ridge * operator.n
+        exact = Dense.of(F, Y, shift)
+        assert found.fitted is not None
+        assert relative(found.fitted, exact.fitted) < 1e-8
+        assert relative(found.alpha, exact.weights) < 1e-7
+        assert relative(F @ found.alpha, found.fitted) < 1e-12
+        error = F.T @ (F @ found.alpha) + shift * found.alpha - F.T @ Y
+        assert found.residual == pytest.approx(
+            np.linalg.norm(error) / np.linalg.norm(F.T @ Y), rel=0.1, abs=1e-14
+        )
+        assert (found.ridge, found.shift, found.status) == (ridge, pytest.approx(shift), Status.SOLVED)
+        tolerance = 1e-7 if isinstance(solver, PrimalEigen) else 0.2
+        assert found.effective_dimension == pytest.approx(exact.effective_dimension, rel=tolerance)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_leave_one_out_is_leaving_out(shape: str) -> None:
+    """Protects selection by leave-one-out: each sample predicted by weights that never saw it (R5)."""
+    operator, Y = system(shape)
+    F, n = phi_of(operator), operator.n
+    for found, ridge in zip(PrimalEigen(loo=True).solve(operator, RIDGES, Y), RIDGES, strict=True):
+        assert found.loo is not None
+        for i in range(n):
+            A, y = np.delete(F, i, axis=0), np.delete(Y, i, axis=0)
+            w = np.linalg.solve(A.T @ A + n * ridge * np.eye(F.shape[1]), A.T @ y)
+            np.testing.assert_allclose(found.loo[i], F[i] @ w, rtol=1e-8, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30), st.floats(1e-6, 10.0), st.booleans())
+def test_any_shape_and_rank(n: int, width: int, rank: int, ridge: float, absolute: bool) -> None:
+    """Protects the edges: one sample, one feature, equal numbers, ranks of any size, absolute ridges."""
+    F, Y = features(n, width, min(rank, n, width), "float64"), targets(n)
+    operator = FeatureOperator(MemoryFeatures(F, 7), np.arange(n))
+    (found,) = PrimalEigen(absolute=absolute, loo=True).solve(operator, (ridge,), Y)
+    exact = Dense.of(F, Y, ridge if absolute else n * ridge)
+    assert found.fitted is not None
+    assert relative(found.fitted, exact.fitted) < 1e-7
+    assert found.effective_dimension == pytest.approx(exact.effective_dimension, rel=1e-6, abs=1e-9)
+    if found.loo is not None:
+        np.testing.assert_allclose(found.loo, exact.loo, rtol=1e-5, atol=1e-6)
+
+
+def test_single_precision_sums_would_miss_the_identity() -> None:
+    """Protects the choice of float64: summing the covariance in float32 errs by a hundred times what F7 allows."""
+    F, n = features(400, 20), 400
+    Y, shift = targets(n), n * 1e-4
+    single = (F.T @ F).astype(np.float64)
+    w = np.linalg.solve(single + shift * np.eye(20), F.T.astype(np.float64) @ Y)
+    assert relative(F.astype(np.float64) @ w, Dense.of(F, Y, shift).fitted) > 1e-6
+    (found,) = PrimalEigen().solve(FeatureOperator(MemoryFeatures(F, 64), np.arange(n)), (1e-4,), Y)
+    assert found.fitted is not None
+    assert relative(found.fitted, Dense.of(F, Y, shift).fitted) < 1e-8
+
+
+def test_jitter_is_relative_to_the_mean_of_the_kernel() -> None:
+    """Protects jitter's meaning, the same in the primal, the dual and by iterations: a share of the mean of K_ii."""
+    for shape in ("tall", "wide"):
+        operator, Y = system(shape)
+        mean = float(np.square(phi_of(operator)).sum()) / operator.n
+        exact = Dense.of(phi_of(operator), Y, operator.n * 1e-3 + 0.5 * mean)
+        for solver in (PrimalEigen(jitter=0.5), replace(EXACT, jitter=0.5)):
+            (found,) = solver.solve(operator, (1e-3,), Y)
+            assert relative(found.alpha, exact.weights) < 1e-8
+            assert found.jitter == pytest.approx(0.5 * mean)
+            assert sum("jitter" in note for note in found.notes) == 1
+
+
+def test_a_leave_one_out_residual_that_rounding_ate_is_not_given() -> None:
+    """Protects selection from noise: a sample alone with its feature, at a ridge below rounding."""
+    F = np.vstack([features(30, 4, dtype="float64"), np.zeros((1, 4))])
+    F = np.hstack([F, np.eye(31)[:, 30:]])
+    operator = FeatureOperator(MemoryFeatures(F, 8), np.arange(31))
+    large, small = PrimalEigen(loo=True, absolute=True).solve(operator, (1e-2, 1e-14), targets(31))
+    assert large.loo is not None
+    assert small.loo is None
+    assert "rounding leaves nothing" in small.notes[-1]
+
+
+def test_targets_of_zero_and_of_one_column() -> None:
+    operator, Y = system("tall")
+    (zero,) = PrimalEigen().solve(operator, (1e-2,), np.zeros(operator.n))
+    assert (zero.residual, np.abs(zero.alpha).max()) == (0.0, 0.0)
+    (one,) = PrimalEigen().solve(operator, (1e-2,), Y[:, 0])
+    np.testing.assert_allclose(one.alpha[:, 0], PrimalEigen().solve(operator, (1e-2,), Y)[0].alpha[:, 0])
+
+
+def test_iterations_that_do_not_suffice_are_said() -> None:
+    """Protects honesty: the residual is measured, and the status is not that of a solved ridge."""
+    operator, Y = system("tall")
+    (found,) = PrimalGradients(tolerance=1e-12, max_iterations=1, rank_bytes=1).solve(operator, (1e-6,), Y)
+    assert found.status == Status.NOT_CONVERGED
+    F = phi_of(operator)
+    error = F.T @ (F @ found.alpha) + found.shift * found.alpha - F.T @ Y
+    assert found.residual == pytest.approx(np.linalg.norm(error) / np.linalg.norm(F.T @ Y))
+    assert any("raise solve.max_iterations" in note for note in found.notes)
+
+
+def test_bad_input_is_refused() -> None:
+    operator, Y = system("tall")
+    with pytest.raises(DataError, match="at least one row"):
+        FeatureOperator(operator.source, [])
+    with pytest.raises(DataError, match="strictly increasing"):
+        FeatureOperator(operator.source, [3, 2])
+    for solver in (PrimalEigen(), PrimalGradients()):
+        with pytest.raises(DataError, match="training samples need targets"):
+            solver.solve(operator, RIDGES, Y[1:])
+        with pytest.raises(ExperimentError, match="greater than zero"):
+            solver.solve(operator, (0.0,), Y)
+    huge = FeatureOperator(MemoryFeatures(np.full((9, 2), 1e200), 4), np.arange(9))
+    with pytest.raises(NumericalError, match="feature 0: its square"), np.errstate(over="ignore"):
+        PrimalEigen().solve(huge, (1.0,), np.ones(9))
+
+
+def test_two_passes_serve_the_whole_path() -> None:
+    """Protects features that are computed as they are read: covariance once; residuals, leave-one-out and training
+    predictions of all ridges once."""
+    operator, Y = system("tall")
+    PrimalEigen(loo=True).solve(operator, RIDGES, Y)
+    assert isinstance(operator.source, MemoryFeatures)
+    assert set(operator.source.reads.values()) == {2}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    from distributed import Client
+
+    with Client(processes=False, n_workers=4, threads_per_worker=1, dashboard_address=None) as opened:
+        yield opened
+
+
+def at_site(
+    folder: Path, workers: tasks.Workers, solver: primal.PrimalSolver, shape: str = "tall", **given: Any
+) -> tuple[Solution, ...]:
+    operator, Y = system(shape)
+    with Site(folder, lambda: workers, 2**30) as site:
+        there = FeatureOperator(operator.source, operator.rows, site)
+        return solver.solve(there, RIDGES, Y, **given)
+
+
+@pytest.mark.parametrize("shape", ["tall", "wide"])
+@pytest.mark.parametrize("solver", [PrimalEigen(loo=True), EXACT], ids=["eigen", "gradients"])
+def test_the_same_bits_on_any_number_of_workers(
+    client: Any, tmp_path: Path, solver: primal.PrimalSolver, shape: str
+) -> None:
+    """Protects reproducibility: without a site, on 1, 2 and 4 workers."""
+    operator, Y = system(shape)
+    here = solver.solve(operator, RIDGES, Y)
+    for count in (1, 2, 4):
+        found = at_site(tmp_path / str(count), tasks.Workers(client, count), solver, shape)
+        same(found, here)
+        for one, other in zip(found, here, strict=True):
+            np.testing.assert_array_equal(one.fitted, other.fitted)
+            np.testing.assert_array_equal(one.loo, other.loo)
+
+
+def test_iterations_that_were_interrupted_go_on(tmp_path: Path) -> None:
+    """Protects long iterations: the same bits as without the interruption."""
+    solver = replace(EXACT, checkpoint_seconds=0.0, rank_bytes=1)
+    whole = at_site(tmp_path / "whole", tasks.Workers(), solver)
+    done: list[int] = []
+
+    def told(iteration: int, limit: int, message: str) -> None:
+        done.append(iteration)
+        if iteration == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        at_site(tmp_path / "a", tasks.Workers(), solver, progress=told)
+    again: list[int] = []
+    found = at_site(
+        tmp_path / "a", tasks.Workers(), solver, progress=lambda k, limit, message: again.append(k)
+    )
+    same(found, whole)
+    assert again[0] >= 4
+
+
+SPEED = Speed(entries=2e8, operations=1e11, worker=5e10, worker_single=1e11, read=1e9)
+MEANS = Means(workers=2, driver_bytes=20 * 2**30, worker_bytes=8 * 2**30, disk_free=10**12, speed=SPEED)
+
+
+def problem(n: int, **changes: Any) -> Problem:
+    return replace(Problem(n, 10, 8, side=1024), **changes)
+
+
+def test_what_fits_is_decomposed() -> None:
+    """Protects the usual case: tens of thousands of samples, thousands of features, a path of ridges."""
+    choice = choose_primal("auto", problem(50_000), 4096, MEANS)
+    assert (choice.method, choice.problem) == ("eigen", "")
+    assert "conjugate-gradient about" in choice.reason
+    few = choose_primal("auto", problem(2_000), 36_864, MEANS)
+    assert few.method == "eigen"
+    assert "in the dual, 2,000 samples being fewer than 36,864 features" in few.reason
+    held = 8 * 2_000 * 36_864
+    assert held < few.estimate.driver_bytes < held + 2**30, (
+        "features are held, and no matrix of width x width"
+    )
+    assert few.estimate.disk_bytes < 2**31
+
+
+def test_features_too_wide_for_memory_are_iterated_with() -> None:
+    choice = choose_primal("auto", problem(200_000), 100_000, MEANS)
+    assert choice.method == "conjugate-gradient"
+    assert "eigen about" in choice.reason
+    assert "of memory" in choice.reason
+    assert choice.estimate.rank_bytes > 0
+    refused = choose_primal("eigen", problem(200_000), 100_000, MEANS)
+    assert refused.problem.endswith('use solve.method = "conjugate-gradient"')
+    nothing = choose_primal("auto", problem(200_000, loo=True), 100_000, MEANS)
+    assert nothing.problem.endswith("use fewer features, or a machine with more")
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    choice = choose_primal("conjugate-gradient", problem(50_000), 4096, MEANS)
+    assert (choice.method, choice.reason) == ("conjugate-gradient", "conjugate-gradient: asked for")
+
+
+def test_estimates_grow_with_what_is_asked() -> None:
+    """Protects plans: more samples, features, ridges, leave-one-out, refits or missing features never take less."""
+    for method in ("eigen", "conjugate-gradient"):
+        base = choose_primal(method, problem(50_000), 4096, MEANS).estimate
+        for changed in (
+            choose_primal(method, problem(60_000), 4096, MEANS),
+            choose_primal(method, problem(50_000), 5000, MEANS),
+            choose_primal(method, problem(50_000, ridges=12), 4096, MEANS),
+            choose_primal(method, problem(50_000, refit=True), 4096, MEANS),
+            choose_primal(method, problem(50_000, predicted=10**9), 4096, MEANS),
+            choose_primal(method, problem(50_000, missing_entries=10**10), 4096, MEANS),
+        ):
+            assert changed.estimate.total_seconds > base.total_seconds
+    loo = choose_primal("eigen", problem(50_000, loo=True), 4096, MEANS).estimate
+    assert loo.seconds > choose_primal("eigen", problem(50_000), 4096, MEANS).estimate.seconds
+
+
+def test_a_choice_builds_its_solver() -> None:
+    """Protects the options of [solve]."""
+    table = Solve(ridges=(1e-3,), jitter=0.1, tolerance=1e-4)
+    chosen = choose_primal("conjugate-gradient", problem(50_000), 4096, MEANS)
+    solver = build_primal(table, chosen, seed=7, loo=False)
+    assert solver == PrimalGradients(
+        tolerance=1e-4,
+        seed=7,
+        jitter=0.1,
+        rank_bytes=chosen.estimate.rank_bytes,
+        pass_columns=chosen.estimate.pass_columns,
+    )
+    eigen = build_primal(table, choose_primal("eigen", problem(50_000), 4096, MEANS), seed=7, loo=True)
+    assert eigen == PrimalEigen(jitter=0.1, loo=True)
