@@ -22,7 +22,7 @@ Exit codes: 0 done; 1 unexpected error; 2 invalid command, experiment or profile
 
 app = typer.Typer(
     name="megagram",
-    help="Large-scale exact kernel experiments: one TOML file in, a trained, evaluated, reported model out."
+    help="Large-scale kernel experiments: one TOML file in, a trained, evaluated, reported model out."
     + "\n\n"
     + " ".join(EXIT_CODES.split()),
     no_args_is_help=True,

@@ -11,17 +11,19 @@ from typing import Any
 from cluster.profiles import Profile
 from cluster.signals import sigterm_unwinds
 from cluster.watchdog import explain
-from pipelines import compare, compare_report, provenance
-from pipelines.compare_findings import findings
-from pipelines.compare_store import ComparisonStore, address
-from pipelines.compare_subject import Request, Subject
+from pipelines import provenance
+from pipelines.comparison import compare, page
+from pipelines.comparison.findings import findings
+from pipelines.comparison.sizes import read_sizes, read_target
+from pipelines.comparison.store import ComparisonStore
+from pipelines.comparison.subject import Request, Subject, address
 from pipelines.errors import ExperimentError
 from pipelines.experiment import Study
-from pipelines.feature_sizes import read_sizes, read_target
 from pipelines.fit import Place
 
+from .machines import Cluster
 from .run import NamedTable
-from .work import Cluster, Display
+from .work import Display
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def compare_features(
             "megagram": provenance.version("megagram"),
             "provenance": provenance.machine(),
         }
-        store.write(found)
+        store.write(found, page.compare_page(found))
     return _outcome(study, found, store.folder / "report.html")
 
 
@@ -105,10 +107,10 @@ def _outcome(study: Study, found: dict[str, Any], report: Path) -> Outcome:
     tables: list[NamedTable] = []
     sentences: list[str] = []
     for entry in entries:
-        tables.append((entry["label"] or entry["experiment"], *compare_report.sizes_table(entry)))
+        tables.append((entry["label"] or entry["experiment"], *page.sizes_table(entry)))
         prefix = f"{entry['label']}: " if study.is_table else ""
-        sentences += [prefix + text for text in compare_report.sentences(entry)]
+        sentences += [prefix + text for text in page.sentences(entry)]
     if study.is_table:
-        tables.append((found["title"], *compare_report.slopes_table(entries)))
+        tables.append((found["title"], *page.slopes_table(entries)))
     missed = any(entry["slope"] and entry["slope"]["status"] != "pass" for entry in entries)
     return Outcome(found, tuple(tables), tuple(sentences), report, study.is_table and missed)

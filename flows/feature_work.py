@@ -81,9 +81,8 @@ class FeatureWork(Work):
         report = features.materialise(*arguments, **options)
         before = self._made.get(role)
         computed = report.computed + (before.computed if before else 0)
-        found = (
-            report.computed + report.reused - computed
-        )  # a stage that was repeated to mend finds its own blocks
+        # A stage that was repeated to mend finds its own blocks.
+        found = report.computed + report.reused - computed
         self._made[role] = _Computed(role, Path(report.store), computed, max(found, 0))
         return StoredFeatures.of(Path(report.store))
 

@@ -10,7 +10,6 @@ from pipelines import report
 from pipelines.errors import ChunkLost
 
 from .engine import Engine
-from .matrix_work import MatrixWork
 from .work import Work
 
 REPAIRS = 3
@@ -33,9 +32,8 @@ def krr(work: Work, run: Engine) -> dict[str, Any]:
         stage("plan", work.make_plan)
         for attempt in range(REPAIRS + 1):
             try:
-                stage("features", work.make_features)
-                if isinstance(work, MatrixWork):
-                    stage("gram", work.make_gram)
+                for name, compute in work.computing:
+                    stage(name, compute)
                 stage("solve", work.solve)
                 break
             except ChunkLost as error:

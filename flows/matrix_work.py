@@ -35,6 +35,10 @@ class MatrixWork(Work):
             self.cluster.say_path(self.plan.path, self.plan.path_remark)
         return {"tiles_missing": self.plan.tiles_missing, **expected}
 
+    @property
+    def computing(self) -> tuple[tuple[str, Callable[[], dict[str, Any]]], ...]:
+        return (*super().computing, ("gram", self.make_gram))
+
     def make_features(self) -> dict[str, Any]:
         """Preprocess and prepare every block of samples that a tile needs."""
         split = self.pools.split

@@ -18,12 +18,11 @@ from kernels.base import digest
 from pipelines import features, fit, inventory, leases, pools, provenance, report, results
 from pipelines.errors import ChunkLost, MegagramError
 from pipelines.experiment import Experiment
-from pipelines.feature_plan import FeaturePlan
+from pipelines.experiment.toml import to_toml
 from pipelines.fit import hash_array
-from pipelines.plan import Plan
+from pipelines.plan_base import PlanBase
 from pipelines.solvers.base import Status
 from pipelines.stores import FeatureStore
-from pipelines.toml_files import to_toml
 
 from .machines import Cluster
 
@@ -46,10 +45,10 @@ class Work(ABC):
     known when it is asked.
     """
 
-    planned: ClassVar[Callable[..., Plan | FeaturePlan]]
+    planned: ClassVar[Callable[..., PlanBase]]
     """Makes the plan: ``plan.make``, or that of features."""
 
-    plan: Plan | FeaturePlan
+    plan: PlanBase
 
     def __init__(
         self,
@@ -99,6 +98,11 @@ class Work(ABC):
         )
         self.plan.check()
         return {"expected_seconds": round(self.plan.seconds, 1)}
+
+    @property
+    def computing(self) -> tuple[tuple[str, Callable[[], dict[str, Any]]], ...]:
+        """The stages between the plan and the solve, by name."""
+        return (("features", self.make_features),)
 
     @abstractmethod
     def make_features(self) -> dict[str, Any]:

@@ -26,6 +26,12 @@ class KernelError(ValueError):
     exit_code = 2
 
 
+class SamplesError(KernelError):
+    """Samples that nothing can be learned from."""
+
+    exit_code = 3
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one block of the matrix costs.

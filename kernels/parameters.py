@@ -58,6 +58,13 @@ def not_negative(name: str, value: Any) -> float:
     return number
 
 
+def share(name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    if not_negative(name, value) > 1:
+        raise KernelError(f"{name} must be at most 1, got {value!r}")
+    return float(value)
+
+
 def bandwidth(name: str, value: Any) -> float:
     """A sigma, of which 1/sigma^2 is taken."""
     value = positive(name, value)

@@ -88,10 +88,6 @@ class FeaturePlan(PlanBase):
         )
 
     @property
-    def disk_bytes(self) -> int:
-        return self.features_bytes + self.choice.estimate.disk_bytes
-
-    @property
     def seconds(self) -> float:
         return self.learning_seconds + self.feature_seconds + self.solve_seconds
 
@@ -160,6 +156,7 @@ def make(
     dtype = experiment.gram.dtype
     shape = kernel_shape(feature_map.inputs, pools.preprocessing.output_shape(pools.raw_shape))
     feature_map.check(shape)
+    feature_map.check_count(len(pools.split.train))
     known, learned = _known(feature_map, pools, dtype, root)
     learning = Cost(0.0, 0.0, 0)
     if feature_map.learns and learned is None:
@@ -189,7 +186,7 @@ def make(
         path=path,
         path_remark=remark,
         cost=Cost(share * one.operations, share * one.transcendentals, one.scratch_bytes),
-        features_bytes=task.preparing_bytes,
+        samples_bytes=task.preparing_bytes,
         disk_free=free,
         workers=workers,
         worker=task.worker_memory(one.scratch_bytes),

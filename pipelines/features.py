@@ -206,14 +206,15 @@ def mapped(feature_map: FeatureMap, X: np.ndarray) -> Array:
     Raises:
         KernelError: the map cannot take them, or the path asked for is the device's, and there is no device.
     """
-    step = feature_map.tile_side(
-        X.dtype.name
-    )  # and not n: the same samples get the same bits in shorter blocks
+    # Not n: the same samples get the same bits in shorter blocks.
+    step = feature_map.tile_side(X.dtype.name)
     while step > 1 and feature_map.feature_cost(step, X.shape[1:], X.itemsize).scratch_bytes > SCRATCH_BYTES:
         step //= 2
     phi = None
     for rows, part in Prepared({"X": X}, np.arange(len(X))).blocks(step):
-        values = feature_map.features(device.placed(part).arrays["X"])
+        # What is beyond the dtype is found where blocks are checked, by the sample's name.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = feature_map.features(device.placed(part).arrays["X"])
         if len(values) == len(X):
             return values
         if phi is None:

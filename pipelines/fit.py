@@ -25,7 +25,7 @@ from .site import Site
 from .solvers.base import RIDGES, Progress, Solution, unwatched
 from .solvers.checkpoints import Checkpoints
 from .solvers.choose import IN_MEMORY
-from .stores import Store
+from .stores import FeatureStore, Store
 from .tilesource import TileSource
 
 REVISION = 2
@@ -277,7 +277,7 @@ def matrix_identity(source: TileSource) -> Any:
         stores = [Path(source.rows).name, Path(source.columns).name]
         return [json.loads(source.kernel), stores, list(source.samples), source.dtype, source.side]
     if isinstance(source, StoredFeatures):
-        return [Path(source.path).name, list(source.shape)]
+        return [Path(source.path).name, FeatureStore(Path(source.path)).axes, list(source.shape)]
     if isinstance(source, StreamedFeatures):
         return source.identity
     raise TypeError(f"nothing names the tiles of {type(source).__name__}")

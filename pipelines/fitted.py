@@ -17,7 +17,7 @@ from kernels.features.base import FeatureMap
 
 from . import datasets, features, mapfiles
 from .errors import DataError, StoreError
-from .kernel_tables import kernel_leaves
+from .experiment.kernel_tables import kernel_leaves
 from .pools import kernel_shape
 from .preprocessing import Preprocessing
 from .stores import FeatureStore

@@ -51,7 +51,10 @@ def learned(
             pools, dtype, root, rows, features.PREPROCESSED_SIDE, workers, progress=progress, use=use
         )
         started = time.perf_counter()
-        made = unlearned.learn(TrainingSamples(samples, rows, len(pools.train), unlearned.inputs), progress)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error, in words
+            made = unlearned.learn(
+                TrainingSamples(samples, rows, len(pools.train), unlearned.inputs), progress
+            )
         facts = {
             "source": pools.dataset.source,
             "samples": len(rows),

@@ -114,7 +114,7 @@ def make(
     shape = kernel_shape(kernel.inputs, pools.preprocessing.output_shape(pools.raw_shape))
     like = sample(kernel, shape, dtype, 1)
     matrices = tuple(matrix_plans(experiment, pools, kernel, root))
-    features = _features_bytes(experiment, pools, kernel, root, like.nbytes)
+    samples = _samples_bytes(experiment, pools, kernel, root, like.nbytes)
     if assumed is None:
         path, remark = ask(path_of, kernel, shape, dtype)
         n = pools.pool_axis.rows
@@ -131,7 +131,7 @@ def make(
     problem = _problem(experiment, pools, matrices, speed)
     # What prepared blocks take is taken in any case.
     means = solvers.Means(
-        workers, driver_bytes, worker_bytes, max(free - features, 0), speed, square_side(on_devices)
+        workers, driver_bytes, worker_bytes, max(free - samples, 0), speed, square_side(on_devices)
     )
     choice = solvers.choose(experiment.solve.method, problem, means)
     if choice.recomputed:
@@ -147,7 +147,7 @@ def make(
         path=path,
         path_remark=remark,
         cost=cost,
-        features_bytes=features,
+        samples_bytes=samples,
         disk_free=free,
         workers=workers,
         worker=memory.task_memory(
@@ -225,7 +225,7 @@ def _cost_of_passes(
     return Cost(round(tiles * one.operations), round(tiles * one.transcendentals), one.scratch_bytes)
 
 
-def _features_bytes(
+def _samples_bytes(
     experiment: Experiment, pools: Pools, kernel: Kernel, root: Path, sample_bytes: int
 ) -> int:
     """Prepared blocks that are not stored yet, with preprocessed samples where those are stored too."""

@@ -57,17 +57,17 @@ class PlanBase(ABC):
     """What the plans of all runs say. All sizes in bytes, all times in seconds.
 
     path: name of the code that computes tiles or features; path_remark: why none quicker does, where it usually
-    would. cost: of all that is computed before the solve, or in passes during it. features_bytes: of what is computed
-    for each sample on the disk. worker: a worker's peak while it computes; worker_limit: what it may use.
-    driver_limit: memory that is free. choice: of the solver, and what it takes. assumed: the profile of machines that
-    are not there, or nothing.
+    would. cost: of all that is computed before the solve, or in passes during it. samples_bytes: of what is kept on
+    the disk of each sample before the matrix, or the features. worker: a worker's peak while it computes;
+    worker_limit: what it may use. driver_limit: memory that is free. choice: of the solver, and what it takes.
+    assumed: the profile of machines that are not there, or nothing.
     """
 
     experiment: str
     path: str
     path_remark: str
     cost: Cost
-    features_bytes: int
+    samples_bytes: int
     disk_free: int
     workers: int
     worker: memory.TaskMemory
@@ -107,7 +107,7 @@ class PlanBase(ABC):
 
     @property
     def disk_bytes(self) -> int:
-        return self.features_bytes + self.choice.estimate.disk_bytes
+        return self.samples_bytes + self.choice.estimate.disk_bytes
 
     @property
     @abstractmethod

@@ -307,7 +307,9 @@ class Preprocessing:
         """
         out = np.empty((len(X_raw), *self.output_shape(X_raw.shape[1:])), dtype)
         for start in range(0, len(X_raw), BLOCK_ROWS):
-            out[start : start + BLOCK_ROWS] = self._transform(X_raw[start : start + BLOCK_ROWS], state)
+            # What is beyond the dtype becomes infinite, and is found and named by whoever takes it.
+            with np.errstate(over="ignore"):
+                out[start : start + BLOCK_ROWS] = self._transform(X_raw[start : start + BLOCK_ROWS], state)
         return out
 
     def _blocks(

@@ -191,9 +191,8 @@ def write_sums(task: Numbered, job: Written, sums: Iterable[np.ndarray]) -> None
 def multiply(square: Square, job: Product) -> tuple[Part, ...]:
     """Multiply a square's tiles and write what they add, one file; runs on a worker. Returns which rows they are."""
     rows, columns, V = (np.load(path, mmap_mode="r") for path in (job.rows, job.columns, job.V))
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # beyond float32: whoever asked for it looks at the sums
+    # Beyond float32: whoever asked for it looks at the sums.
+    with np.errstate(over="ignore", invalid="ignore"):
         done = list(_multiply(square, job.source, rows, columns, V, job.same))
     write_sums(square, job, (values for _, values in done))
     return tuple(part for part, _ in done)

@@ -32,6 +32,9 @@ CACHED_READ = 2e9
 
 PROBE_BYTES = 2**26
 
+LARGEST_TRIED = 2**30
+"""Bytes of weights and scratch beyond which a map is not timed: drawing them would take longer than any plan."""
+
 MAP_EFFICIENCY = 0.7
 """Of the rate of a product, what the products of a feature map are thought to reach before it can be timed."""
 
@@ -101,11 +104,12 @@ def calibrate_map(
 ) -> Speed:
     """As ``calibrate``, with features, single numbers, in the place of entries.
 
-    learned: folder of what the map learned. A map that has still to learn is not timed: the time of its features
-    follows from what it says that they cost, at the rate of a product.
+    learned: folder of what the map learned. A map that has still to learn, or is too large to be tried, is not timed:
+    the time of its features follows from what it says that they cost, at the rate of a product.
     """
     double, single = (ask(worker_operations, name) for name in ("float64", "float32"))
-    if feature_map.learns and learned is None:
+    too_large = feature_map.feature_cost(1, shape, np.dtype(dtype).itemsize).scratch_bytes > LARGEST_TRIED
+    if too_large or (feature_map.learns and learned is None):
         product = MAP_EFFICIENCY * (single if dtype == "float32" else double)
         call = RATES[np.dtype(dtype).itemsize].transcendental
         features = features_at(feature_map, shape, dtype, product, 1 / call)

@@ -595,7 +595,7 @@ def store_paths(root: Path) -> list[Path]:
 def remove_store(path: Path) -> None:
     """Remove a store or a folder beside stores. Another process never finds half of it, nor writes into it again."""
     going = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.removed")
-    with suppress(FileNotFoundError):  # another process removed it
+    with disk_errors(path), suppress(FileNotFoundError):  # another process removed it
         path.rename(going)
         shutil.rmtree(going)
 

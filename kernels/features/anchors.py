@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..arrays import Array, namespace, to_host
-from ..base import KernelError
+from ..base import SamplesError
 from ..network import Stage
 from ..patches import extract_patches
 from .base import Progress, Samples
@@ -55,15 +55,15 @@ def draw_patches(
         found = to_host(patch_norms(maps(samples.take(part)), stage.layer, periodic)).reshape(len(part), -1)
         wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(wrong):
-            raise KernelError(
-                f"sample {part[wrong[0]]} of those to learn from holds a value that is not finite; "
-                "correct it or leave it out"
+            raise SamplesError(
+                f"number {part[wrong[0]]} of the samples to learn from has a value that is not finite ; "
+                "correct it, leave it out, or scale the samples"
             )
         norms[start : start + block] = found
         progress(start + len(part), 2 * len(images), "norms of patches")
     eligible = np.flatnonzero((norms > 0) & (norms >= LEAST_NORM * norms.mean()))
     if not len(eligible):
-        raise KernelError("nothing can be learned: all patches are zero")
+        raise SamplesError("nothing can be learned: all patches are zero")
     chosen = np.sort(eligible[draw(len(eligible), patches, rng)])
     ends = np.searchsorted(chosen, (np.arange(len(starts) + 1) * block) * positions)
     collected: Array = None

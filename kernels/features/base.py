@@ -113,6 +113,9 @@ class FeatureMap(Kernel):
         """Cost of ``learn`` from ``count`` samples of ``shape``; nothing for maps that learn nothing."""
         return Cost(0.0, 0.0, 0)
 
+    def check_count(self, count: int) -> None:
+        """Raise KernelError where so few samples cannot be learned from."""
+
     def knowing(self, arrays: Mapping[str, np.ndarray]) -> Self:
         """The map with learned arrays, named by their digest.
 

@@ -14,7 +14,7 @@ from ..arrays import Array, namespace, to_host
 from ..base import Cost, Kernel, KernelError, require_float
 from ..convolutional import Convolutional
 from ..network import Network, Stage, network_on
-from ..parameters import not_negative, whole
+from ..parameters import share, whole
 from ..workspace import Workspace, block_bytes
 from .anchors import draw_patches, images_drawn
 from .base import FeatureMap, Progress, Samples, unwatched
@@ -59,7 +59,7 @@ class NystromCKN(FeatureMap):
         checked = {
             "anchors": _anchors(self.anchors, kernel),
             "patches": whole(1)("patches", self.patches),
-            "epsilon": not_negative("epsilon", self.epsilon),
+            "epsilon": share("epsilon", self.epsilon),
             "iterations": whole(1)("iterations", self.iterations),
             "seed": whole(0)("seed", self.seed),
         }
@@ -104,7 +104,7 @@ class NystromCKN(FeatureMap):
             try:
                 found = self._learned(samples, number, count, stage, arrays, _named(progress, number))
             except KernelError as error:
-                raise KernelError(f"layer {number}: {error}") from None
+                raise type(error)(f"layer {number}: {error}") from None
             arrays |= found
         return self.knowing(arrays)
 

@@ -173,10 +173,8 @@ def _drawable(kernel: Kernel) -> Convolutional:
     """
     drawable = ("relu", "exponential", "linear")
     if not isinstance(kernel, Convolutional):
-        other = (
-            "'random' or 'nystrom' for kernels of vectors" if kernel.inputs == "vectors" else "no other map"
-        )
-        raise KernelError(f"kernel must be convolutional, got {kernel.kind}: there is {other}")
+        other = "'random' or 'nystrom'" if kernel.inputs == "vectors" else "'nystrom'"
+        raise KernelError(f"kernel must be convolutional, got {kernel.kind}: take kind {other}")
     if kernel.tangent:
         raise KernelError(
             "kernel must not be a tangent kernel, whose features are too many to write down: kernel kind "

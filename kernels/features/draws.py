@@ -24,6 +24,10 @@ _DRAWN = 1 << 20
 """About so many numbers are drawn at a time."""
 
 
+LARGEST_WIDTH = 1 << 31
+"""More weights than any memory holds."""
+
+
 def layer_widths(value: Any, layers: int) -> tuple[int, ...]:
     """The parameter ``widths``: a whole number for every layer, or one for each of ``layers``.
 
@@ -35,7 +39,7 @@ def layer_widths(value: Any, layers: int) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != layers:
         each = f"a list of {layers}, one for each layer" if layers > 1 else "a list of one"
         raise KernelError(f"widths must be a whole number or {each}, got {value!r}")
-    return tuple(whole(1)("widths", width) for width in value)
+    return tuple(whole(1, LARGEST_WIDTH)("widths", width) for width in value)
 
 
 @lru_cache(maxsize=2)

@@ -15,7 +15,7 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import brentq
 
 from ..arrays import Array, namespace, to_host
-from ..base import Cost, Kernel, KernelError, Prepared
+from ..base import Cost, Kernel, KernelError, Prepared, SamplesError
 from .base import Progress, Samples, unwatched
 from .kmeans import means
 
@@ -58,10 +58,7 @@ def choose(
         KernelError: fewer samples than landmarks, or a value that is not finite; for k-means also fewer different
             directions.
     """
-    if number > samples.count:
-        raise KernelError(
-            f"landmarks must be at most {samples.count}, the number of samples to learn from, got {number}"
-        )
+    require_enough(samples.count, number)
     rng = np.random.default_rng(seed)
     drawn = draw(samples.count, number if selection == "uniform" else candidates, rng)
     X = _take(samples, drawn)
@@ -144,6 +141,7 @@ def leverage_scores(
     n, xp = len(a), namespace(*a.arrays.values())
     chosen = a[:pilot]
     K = kernel.pair(chosen, chosen)
+    require_finite_kernel(K)
     s, V = xp.linalg.eigh(K.astype(np.float64))
     shift = _shift(to_host(s), dimension, float(np.finfo(K.dtype).eps))
     ridge = shift * n / pilot
@@ -192,6 +190,7 @@ def pivots(
     """
     n, xp = len(a), namespace(X)
     left = to_host(kernel.diag(a).astype(np.float64))
+    require_finite_kernel(left)
     least = ROUNDINGS * np.finfo(X.dtype).eps * left
     factor = xp.empty((number, n))
     chosen: list[int] = []
@@ -204,6 +203,7 @@ def pivots(
         block = _at(kernel, X, distinct)
         near = done[:, xp.asarray(distinct)]
         inner = to_host(kernel.pair(block, block).astype(np.float64) - near.T @ near)
+        require_finite_kernel(inner)
         # These entries are rounded otherwise than the diagonal: what is zero by either is zero.
         left[distinct[inner.diagonal() <= least[distinct]]] = 0
         accepted, L = _accepted(inner, places, chances * left[distinct[places]], least[distinct])
@@ -223,6 +223,22 @@ def pivots(
         progress(len(chosen), number, "pivots")
     rest = np.setdiff1d(np.arange(n), chosen)[: number - len(chosen)]
     return np.array([*chosen, *rest], np.int64), left
+
+
+def require_enough(count: int, number: int) -> None:
+    """Raise KernelError for fewer samples than landmarks."""
+    if number > count:
+        raise KernelError(
+            f"landmarks must be at most {count}, the number of samples to learn from, got {number}"
+        )
+
+
+def require_finite_kernel(values: Array) -> None:
+    """Raise KernelError for kernel values of samples to learn from that are not finite."""
+    if not bool(namespace(values).isfinite(values).all()):
+        raise SamplesError(
+            f"the kernel is not finite among samples to learn from in {values.dtype}: scale the samples"
+        )
 
 
 def _at(kernel: Kernel, X: Array, positions: np.ndarray) -> Prepared:
@@ -259,8 +275,8 @@ def _take(samples: Samples, positions: np.ndarray) -> Array:
     xp = namespace(X)
     wrong = np.flatnonzero(~to_host(xp.isfinite(X).reshape(len(X), -1).all(axis=1)))
     if len(wrong):
-        raise KernelError(
-            f"sample {positions[order][wrong[0]]} of those to learn from holds a value that is not finite; "
-            "correct it or leave it out"
+        raise SamplesError(
+            f"number {positions[order][wrong[0]]} of the samples to learn from has a value that is not finite in "
+            f"{X.dtype}; correct it, leave it out, or scale the samples"
         )
     return X[xp.asarray(np.argsort(order))]

@@ -99,5 +99,5 @@ def _degree(kernel: Kernel) -> int:
             return 1
     raise KernelError(
         "kernel must be a dot-product kernel polynomial, linear or square, which have monomials: for others take "
-        "kind 'random' or 'nystrom' (vectors), 'convolutional-random' or 'nystrom-ckn' (images)"
+        "kind 'random' (vectors), 'convolutional-random' or 'nystrom-ckn' (images), or 'nystrom' (any kernel)"
     )

@@ -9,10 +9,18 @@ from typing import ClassVar, Self
 import numpy as np
 
 from ..arrays import Array, namespace, to_host
-from ..base import Cost, KernelError, Prepared, require_float
-from ..parameters import choice, not_negative, whole
+from ..base import Cost, KernelError, Prepared, SamplesError, require_float
+from ..parameters import choice, share, whole
 from .base import FeatureMap, Progress, Samples, unwatched
-from .landmarks import BLOCK_BYTES, EIGENVECTORS, SELECTIONS, choose, choosing_cost
+from .landmarks import (
+    BLOCK_BYTES,
+    EIGENVECTORS,
+    SELECTIONS,
+    choose,
+    choosing_cost,
+    require_enough,
+    require_finite_kernel,
+)
 
 LANDMARKS, WHITENING = "landmarks", "whitening"
 """Names of the learned arrays: (landmarks, ...) samples, and (landmarks, landmarks) float64."""
@@ -57,7 +65,7 @@ class NystromFeatures(FeatureMap):
         checked = {
             "landmarks": whole(1)("landmarks", self.landmarks),
             "selection": choice(SELECTIONS)("selection", self.selection),
-            "epsilon": not_negative("epsilon", self.epsilon),
+            "epsilon": share("epsilon", self.epsilon),
             "candidates": whole(1)("candidates", self.candidates),
             "seed": whole(0)("seed", self.seed),
         }
@@ -94,6 +102,9 @@ class NystromFeatures(FeatureMap):
         K = self.kernel.gram(Z.astype(np.float64))
         W = whitening(K, self.epsilon, float(np.finfo(Z.dtype).eps))
         return self.knowing({LANDMARKS: to_host(Z), WHITENING: to_host(W)})
+
+    def check_count(self, count: int) -> None:
+        require_enough(count, self.landmarks)
 
     def features(self, X: Array) -> Array:
         xp = namespace(X)
@@ -166,11 +177,10 @@ def inverse_root(K: Array, epsilon: float, rounding: float) -> Array:
 def _directions(K: Array, epsilon: float, rounding: float) -> tuple[Array, Array]:
     """Eigenvalues (r,), increasing, and eigenvectors (M, r) of K + epsilon d I that are more than rounding."""
     xp, M = namespace(K), len(K)
-    if not bool(xp.isfinite(K).all()):
-        raise KernelError("the kernel is not finite between landmarks: scale the samples")
+    require_finite_kernel(K)
     scale = float(K.trace()) / M
     if scale == 0:
-        raise KernelError(
+        raise SamplesError(
             "nothing can be learned: the kernel is 0 at every landmark, as it is where samples are zero"
         )
     s, V = xp.linalg.eigh(K)

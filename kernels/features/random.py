@@ -136,8 +136,6 @@ def _instead(kernel: Kernel) -> str:
     """The clause that says which map can stand for a kernel that this one cannot."""
     if isinstance(kernel, DotProduct) and kernel.kernel in ("polynomial", "linear", "square"):
         return f"for {kernel.kernel} take kind 'monomials', which is exact"
-    if isinstance(kernel, Convolutional):
+    if isinstance(kernel, Convolutional) and not kernel.tangent:
         return "for convolutional kernels take kind 'convolutional-random' or 'nystrom-ckn'"
-    if kernel.inputs == "images":
-        return f"no feature map stands for a {kernel.kind} kernel"
-    return "for other kernels of vectors take kind 'nystrom'"
+    return "for other kernels take kind 'nystrom'"

@@ -29,6 +29,7 @@ from .base import (
     rounding_level,
     unwatched,
 )
+from .blocked_factor import factor_in_place
 from .checkpoints import Checkpoints
 
 PANEL = 256
@@ -75,7 +76,7 @@ class CholeskyState:
 
 @dataclass(frozen=True)
 class Cholesky(DirectSolver):
-    """LAPACK's Cholesky in place, once per ridge.
+    """Cholesky's factor in place, once per ridge.
 
     K stays above the diagonal while the factor overwrites what is below, so a path of ridges needs no
     second matrix. A float32 factor is refined to a float64 residual on the stored matrix. Pass all
@@ -167,9 +168,7 @@ class Cholesky(DirectSolver):
     def _factor(self, state: CholeskyState, ridge: float, shift: float) -> None:
         _restore(state, shift)
         state.factored, state.pivots = None, None
-        (potrf,) = get_lapack_funcs(("potrf",), (state.matrix,))
-        _, failed = potrf(state.matrix, lower=1, clean=0, overwrite_a=1)
-        if failed:
+        if factor_in_place(state.matrix):
             self._require_rounding(state, ridge, shift)
             _restore(state, shift)
             (sytrf,) = get_lapack_funcs(("sytrf",), (state.matrix,))

@@ -323,7 +323,7 @@ def obstacle_of(one: Estimate, problem: Problem, means: Means) -> str:
     if one.driver_bytes > means.driver_bytes:
         return _lacking("memory", one.driver_bytes, means.driver_bytes)
     if one.worker_bytes > means.worker_bytes:
-        return f"a worker {_lacking('memory', one.worker_bytes, means.worker_bytes)}"
+        return _lacking("memory in a worker", one.worker_bytes, means.worker_bytes)
     if one.disk_bytes > means.disk_free:
         return _lacking(DISK, one.disk_bytes, means.disk_free)
     return ""

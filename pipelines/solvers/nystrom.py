@@ -10,7 +10,7 @@ from time import perf_counter
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import LinAlgError, cholesky, get_lapack_funcs, solve_triangular
+from scipy.linalg import LinAlgError, get_lapack_funcs, solve_triangular
 
 from ..errors import ExperimentError
 from ..memory import peak_bytes
@@ -26,6 +26,7 @@ from .base import (
     require_finite,
     unwatched,
 )
+from .blocked_factor import upper_factor
 from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
 from .iterations import State, Systems
 
@@ -110,7 +111,7 @@ class Nystrom(Iterative):
         square = source.among_columns if isinstance(source, GatheredTiles) else source
         T, stabiliser = _factor(cross_block(square, columns, columns))
         inner = T @ T.T / M
-        A = tuple(cholesky(inner + shift / K.n * np.eye(M), check_finite=False) for shift in added)
+        A = tuple(upper_factor(inner + shift / K.n * np.eye(M)) for shift in added)
         inputs = digest(K.rows, centres, diagonal, np.array(added))
         folder = K.site.folder if K.site is not None else None
         seconds = perf_counter() - started
@@ -177,7 +178,7 @@ def _factor(matrix: np.ndarray) -> tuple[np.ndarray, float]:
     stabiliser = np.finfo(np.float64).eps * M * scale
     for _ in range(JITTER_TRIES):
         try:
-            return cholesky(matrix + stabiliser * np.eye(M), check_finite=False), stabiliser
+            return upper_factor(matrix + stabiliser * np.eye(M)), stabiliser
         except LinAlgError:
             stabiliser *= 10
     raise AssertionError("a finite matrix with so much on its diagonal is positive definite")

@@ -25,9 +25,8 @@ class Precision:
         self._path = None if folder is None else folder / FILE
         self._largest = 0.0
         if self._path is not None:
-            with suppress(
-                OSError, ValueError
-            ):  # nothing is known, or it is damaged: then it is learnt once more
+            # Nothing is known, or it is damaged: then it is learnt once more.
+            with suppress(OSError, ValueError):
                 self._largest = float(self._path.read_text())
 
     def needs_double(self, ridge: float) -> bool:

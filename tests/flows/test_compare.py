@@ -12,7 +12,8 @@ import pytest
 
 from flows.compare import compare_features
 from flows.display import Quiet, Terminal
-from pipelines import compare, experiment
+from pipelines import experiment
+from pipelines.comparison import compare
 from pipelines.errors import ExperimentError
 
 TOML = """

@@ -358,7 +358,7 @@ def test_samples_that_teach_nothing_are_refused():
         learned(two_layers(), (4, 4), np.zeros((3, 8, 8, 1)))
     X[1, 2, 2, 0] = np.nan
     with pytest.raises(
-        KernelError, match="layer 1: sample 1 of those to learn from holds a value that is not"
+        KernelError, match="layer 1: number 1 of the samples to learn from has a value that is not"
     ):
         learned(two_layers(), (4, 4), X)
 

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.arrays import Array
-from kernels.base import Cost, Kernel, KernelError, Prepared, require_float, row_ids
+from kernels.base import Cost, Kernel, KernelError, Prepared, SamplesError, require_float, row_ids
 from kernels.dot_product import DotProduct
 from kernels.features import landmarks
 from kernels.features.base import InMemory, unwatched
 from kernels.features.kmeans import means
 from kernels.features.landmarks import choose, draw, draw_by, leverage_scores, pivots
+from kernels.features.nystrom import NystromFeatures
 
 EXPONENTIAL = DotProduct("exponential", sigma=0.7)
 LAPLACE = DotProduct("laplace")  # whose matrices are far from singular
@@ -322,7 +323,9 @@ def test_bad_samples_are_refused() -> None:
     ):
         choose(EXPONENTIAL, InMemory(X), 21, "uniform", 100, 0, unwatched)
     X[7, 1] = np.nan
-    with pytest.raises(KernelError, match="sample 7 of those to learn from holds a value that is not finite"):
+    with pytest.raises(
+        KernelError, match="number 7 of the samples to learn from has a value that is not finite"
+    ):
         choose(EXPONENTIAL, InMemory(X), 5, "pivoted-cholesky", 100, 0, unwatched)
 
 
@@ -340,3 +343,11 @@ def test_progress_is_told(selection: str) -> None:
         lambda done, of_all, what: heard.append(what),
     )
     assert bool(heard) is (selection != "uniform")
+
+
+@pytest.mark.parametrize("selection", ["leverage-scores", "pivoted-cholesky"])
+def test_a_kernel_beyond_the_dtype_is_an_error(selection: str) -> None:
+    """Protects against a draw that never ends, and eigenvalues of NaN: finite samples may have infinite kernels."""
+    X = (points(200) * 1e30).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(SamplesError, match="not finite"):
+        NystromFeatures(DotProduct("exponential", sigma=0.6), 20, selection).learn(InMemory(X))

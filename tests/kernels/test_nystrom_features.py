@@ -243,7 +243,7 @@ def test_samples_of_zeros() -> None:
 def test_samples_that_overflow() -> None:
     X = vectors(8) * 1e200
     with (
-        pytest.raises(KernelError, match="the kernel is not finite between landmarks"),
+        pytest.raises(KernelError, match="the kernel is not finite among samples to learn from"),
         np.errstate(all="ignore"),
     ):
         learned(EXPONENTIAL, X, 4)

@@ -61,7 +61,10 @@ class TestStepFeatures(KernelContract):
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name.startswith("RF_3") else name for name in KERNELS],
+)
 def test_error_falls_like_the_root_of_the_width(name: str, orthogonal: bool) -> None:
     """X8, F6: relF against m has slope -0.5 +- 0.15, known to two standard errors of as much. Of unit vectors: no
     few long ones decide it."""

@@ -12,15 +12,16 @@ from small import MEMORY, Samples
 
 from kernels.features.base import FeatureMap, InMemory
 from kernels.registry import from_description
-from pipelines import approximation, compare, compare_subject, pools, tasks
-from pipelines.compare_findings import findings
-from pipelines.compare_report import compare_page, sentences, sizes_table
-from pipelines.compare_store import ComparisonStore, address
-from pipelines.compare_subject import Request, Subject, reduced
+from pipelines import pools, tasks
+from pipelines.comparison import compare, measures
+from pipelines.comparison.findings import findings
+from pipelines.comparison.page import compare_page, sentences, sizes_table
+from pipelines.comparison.sizes import Approximation, Size, at_position, positions, read_sizes, read_target
+from pipelines.comparison.store import ComparisonStore
+from pipelines.comparison.subject import Request, Subject, address, reduced
 from pipelines.document import to_html, to_markdown
 from pipelines.errors import DoesNotFit, ExperimentError
 from pipelines.experiment import Experiment
-from pipelines.feature_sizes import Approximation, Size, at_position, positions, read_sizes, read_target
 from pipelines.fit import Place
 
 RANDOM = {"kind": "random", "widths": 8}
@@ -155,7 +156,7 @@ def test_every_number_is_that_of_dense_arithmetic(samples: Samples, root: Path) 
             return phi.features(A) @ phi.features(B).T
 
         K, K_hat = exact(X[:25]), approximate(X[:25], X[:25])
-        assert point["errors"] == pytest.approx(approximation.errors(K, K_hat), rel=1e-9)
+        assert point["errors"] == pytest.approx(measures.errors(K, K_hat), rel=1e-9)
         assert (point["score"], point["ridge"]) == pytest.approx(scored(approximate))
         assert point["gap"] == pytest.approx(found["exact"]["score"] - point["score"])
         assert point["bytes_per_sample"] == 8 * point["size"][0]
@@ -170,7 +171,7 @@ def test_a_map_learns_from_all_training_samples(samples: Samples, root: Path) ->
         unlearned = Approximation.of(one).at(Size(tuple(point["size"])))
         assert isinstance(unlearned, FeatureMap)
         phi = unlearned.learn(InMemory(X[:40])).features(X[:12])
-        wanted = approximation.errors(one.kernel_object.gram(X[:12]), phi @ phi.T)
+        wanted = measures.errors(one.kernel_object.gram(X[:12]), phi @ phi.T)
         assert point["errors"] == pytest.approx(wanted, rel=1e-6)
 
 
@@ -181,7 +182,7 @@ def test_preprocessing_is_fitted_on_all_training_samples(samples: Samples, root:
     Z = (X - X[:40].mean(0)) / X[:40].std(0)
     K_hat = Approximation.of(one).at(Size((4,))).gram(Z[:12])
     assert found["points"][0]["errors"] == pytest.approx(
-        approximation.errors(one.kernel_object.gram(Z[:12]), K_hat), rel=1e-9
+        measures.errors(one.kernel_object.gram(Z[:12]), K_hat), rel=1e-9
     )
 
 
@@ -212,7 +213,7 @@ def test_a_random_kernel_without_features_of_its_own_is_compared(tmp_path: Path,
         other = from_description({**table["kernel"], "widths": point["size"], "seed": point["seed"]}).gram(
             X[:10]
         )
-        assert point["errors"] == pytest.approx(approximation.errors(K, other), rel=1e-6)
+        assert point["errors"] == pytest.approx(measures.errors(K, other), rel=1e-6)
 
 
 def test_what_is_found_is_not_computed_again(
@@ -247,6 +248,18 @@ def test_what_is_found_is_not_computed_again(
     assert [p["errors"] for p in again["points"]] == [p["errors"] for p in first["points"]]
 
 
+def test_one_map_may_be_asked_for_by_two_sizes(samples: Samples, root: Path) -> None:
+    """Protects a comparison that finds the points of another one: 4 and 4x4 are one map of two layers."""
+    one = samples.experiment(
+        features={"kind": "random", "widths": 4},
+        kernel={"kind": "fully-connected", "family": "rf", "depth": 3},
+    )
+    assert [row["text"] for row in compared(one, root, "4")["sizes"]] == ["4"]
+    found = compared(one, root, "4x4,4x8")
+    assert [row["text"] for row in found["sizes"]] == ["4x4", "4x8"]
+    assert [point["size"] for point in found["points"]] == [[4, 4], [4, 8]]
+
+
 def test_other_data_or_another_ridge_are_other_points(samples: Samples, root: Path) -> None:
     """Protects against a stored number that belongs to another comparison."""
     first = compared(features_of(samples), root, "4")["points"][0]
@@ -268,7 +281,7 @@ def test_stored_tiles_are_read(samples: Samples, root: Path) -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_made(
     samples: Samples, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare_subject.memory, "available_bytes", lambda: 10_000)
+    monkeypatch.setattr("pipelines.comparison.subject.memory.available_bytes", lambda: 10_000)
     with pytest.raises(DoesNotFit, match="fewer --samples"):
         compared(features_of(samples), root)
     assert not (root / "gram").exists()
@@ -298,9 +311,7 @@ def test_targets_are_reached_extrapolated_or_refused(samples: Samples, root: Pat
     (low,), (size,), (high,) = needed["low"], needed["size"], needed["high"]
     fit, last = found["fits"]["relF"], found["sizes"][-1]["errors"]["relF"]
     assert 1024 < low < size < high
-    assert size == pytest.approx(
-        1024 * (approximation.mean_error(last) / 0.005) ** (-1 / fit["slope"]), rel=0.3
-    )
+    assert size == pytest.approx(1024 * (measures.mean_error(last) / 0.005) ** (-1 / fit["slope"]), rel=0.3)
     assert needed["bytes_per_sample"] == 8 * size
     assert "95 % confidence" in needed["text"]
     assert found["slope"]["status"] == "pass"
@@ -329,7 +340,7 @@ def test_the_page_and_the_table_say_what_was_found(samples: Samples, root: Path)
     assert [row[0] for row in rows] == ["exact kernel", "4", "16", "64"]
     assert header[:4] == ["widths", "relF", "relOp", "relMax"]
     assert float(rows[1][1]) == pytest.approx(
-        approximation.mean_error(found["sizes"][0]["errors"]["relF"]), rel=0.01
+        measures.mean_error(found["sizes"][0]["errors"]["relF"]), rel=0.01
     )
     for entries in ([found], [found, found]):
         page = compare_page(
@@ -355,7 +366,7 @@ def replace_label(one: Experiment, label: str) -> Experiment:
 
 def test_one_seed_tells_all_where_nothing_is_drawn(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     """Protects against repeats of the same numbers that would pass for a band."""
-    monkeypatch.setattr(compare_subject, "is_drawn", lambda made: False)
+    monkeypatch.setattr("pipelines.comparison.subject.is_drawn", lambda made: False)
     subject = Subject(features_of(samples), Request(read_sizes("4,8"), repeat=3))
     assert subject.repeats == 1
     assert len(subject.wanted) == 2
@@ -374,10 +385,10 @@ def test_a_comparison_is_written_once(samples: Samples, root: Path) -> None:
     request = Request(read_sizes("4,8"))
     named = address([Subject(one, request)])
     assert named != address([Subject(one, replace(request, targets=(("relF", 0.1),)))])
-    store = ComparisonStore(root, "small", named)
+    store, page = ComparisonStore(root, "small", named), compare_page(found)
     assert store.read() is None
-    store.write(found)
-    store.write({**found, "created": "later"})
+    store.write(found, page)
+    store.write({**found, "created": "later"}, page)
     assert store.read()["created"] == "now"  # type: ignore[index]
     assert sorted(path.name for path in store.folder.iterdir()) == [
         "comparison.json",
@@ -385,7 +396,7 @@ def test_a_comparison_is_written_once(samples: Samples, root: Path) -> None:
         "report.md",
     ]
     (store.folder / "comparison.json").write_text("{")
-    store.write({**found, "created": "later"})
+    store.write({**found, "created": "later"}, page)
     assert store.read()["created"] == "later"  # type: ignore[index]
     assert [path.name for path in store.folder.parent.iterdir() if path.name.startswith(".")] == []
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import small
 
+from kernels.base import KernelError
 from pipelines import feature_plan, features, maps, memory, pools, speed, tasks
 from pipelines.errors import DoesNotFit
 from pipelines.experiment import Experiment
@@ -155,3 +156,17 @@ def test_maps_are_timed_as_the_workers_compute_them(samples: small.Samples, root
         assert planned(one, root, speed=None).seconds > 0
         computed(one, root)
         assert planned(one, root, speed=None).seconds > 0
+
+
+def test_maps_that_no_memory_holds_are_not_tried(samples: small.Samples, root: Path) -> None:
+    """Protects against weights that are drawn to be timed, before memory is looked at."""
+    one = experiment(samples, {"kind": "random", "widths": 10**9})
+    made = feature_plan.make(one, pools.resolve(one), root, workers=2, worker_bytes=2**33)
+    with pytest.raises(DoesNotFit, match="fewer features"):
+        made.check()
+
+
+def test_more_landmarks_than_samples_are_refused_in_the_plan(samples: small.Samples, root: Path) -> None:
+    """Protects against a plan of a run that cannot be."""
+    with pytest.raises(KernelError, match="landmarks must be at most 60"):
+        planned(experiment(samples, {"kind": "nystrom", "landmarks": 61}, data={"train": 60}), root)

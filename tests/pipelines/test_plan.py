@@ -85,9 +85,9 @@ def test_bytes_are_those_that_appear_on_disk(samples: small.Samples, root: Path)
     tiles = sum(p.stat().st_size for p in root.glob("gram/*/gram/c/*/*"))
     assert sum(m.disk_bytes for m in before.matrices) == tiles
     # What lies beside the numbers is small for real pools, not for this one.
-    assert before.features_bytes <= folder_bytes(root / "features") + folder_bytes(root / "pools")
+    assert before.samples_bytes <= folder_bytes(root / "features") + folder_bytes(root / "pools")
     arrays = sum(p.stat().st_size for p in root.glob("*/*/*/c/**/*") if p.is_file()) - tiles
-    assert before.features_bytes <= arrays
+    assert before.samples_bytes <= arrays
 
 
 def test_operations_and_time_are_those_of_the_missing_tiles(samples: small.Samples, root: Path) -> None:
@@ -307,7 +307,7 @@ def test_recomputed_tiles_are_neither_counted_nor_stored(samples: small.Samples,
     made = planned(one, root)
     assert (made.matrices, made.tiles_missing, made.gram_seconds) == ((), 0, 0)
     assert made.recomputed
-    assert made.disk_bytes == made.features_bytes + made.solve_disk_bytes
+    assert made.disk_bytes == made.samples_bytes + made.solve_disk_bytes
     passes = made.choice.estimate.passes
     one_pass = one.kernel_object.cost(16, 16, (5,), 8).operations * (40 * 41 / 2) / 16**2
     assert made.cost.operations == pytest.approx(passes * one_pass, rel=1e-3)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import ExperimentError
+from ..errors import ExperimentError
 from .explanations import nearest
 from .kernel_tables import absolute_kernel_paths
-from .tables import ARRAY_KEYS
-from .toml_files import merged, read_toml
+from .schema import ARRAY_KEYS
+from .toml import merged, read_toml
 
 
 def shipped() -> dict[str, Path]:
     """Name and path of every shipped experiment."""
     # Found beside the package that ships them, without importing it: imports run the other way.
-    folder = Path(__file__).resolve().parent.parent / "flows" / "experiments"
+    folder = Path(__file__).resolve().parent.parent.parent / "flows" / "experiments"
     return {path.stem: path for path in sorted(folder.glob("*.toml")) if not path.stem.startswith("_")}
 
 
@@ -31,7 +31,7 @@ def find(where: str | Path) -> Path:
     known = shipped()
     if str(where) in known:
         return known[str(where)]
-    base = Path(__file__).resolve().parent.parent / "flows" / "experiments" / f"{where}.toml"
+    base = Path(__file__).resolve().parent.parent.parent / "flows" / "experiments" / f"{where}.toml"
     if str(where).startswith("_") and base.is_file():
         return base
     if path.suffix == ".toml" or len(path.parts) > 1:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from kernels.base import Cost, Kernel
+from kernels.base import Cost, Kernel, digest
 from kernels.features.base import FeatureMap
 
-from . import gram, memory, pools
-from .errors import DoesNotFit
-from .experiment import Experiment
-from .feature_sizes import Approximation, Size, is_drawn
-from .fit import REVISION, hash_array
-from .pools import Pools, Split, kernel_shape
-from .tables import Data, RandomRows
-from .wording import bytes_text, count_text
+from .. import gram, memory, pools
+from ..errors import DoesNotFit
+from ..experiment import Experiment
+from ..experiment.schema import Data, RandomRows
+from ..fit import REVISION, hash_array
+from ..pools import Pools, Split, kernel_shape
+from ..wording import bytes_text, count_text
+from .sizes import Approximation, Size, is_drawn
 
 SAMPLES = 1000
 """Training samples that are compared unless others are asked for; validation and test set are no larger."""
@@ -188,3 +189,10 @@ def shortened(split: Split, samples: int) -> Split:
     """A split whose validation and test set have at most so many samples, the first ones."""
     validation, test = (None if rows is None else rows[:samples] for rows in (split.validation, split.test))
     return replace(split, validation=validation, test=test)
+
+
+def address(subjects: Sequence[Subject]) -> str:
+    """Names a comparison by all that its page says."""
+    asked = [subjects[0].request.samples, subjects[0].request.repeat, subjects[0].request.targets]
+    maps_asked = [[made.describe(), made.revisions()] for subject in subjects for _, made in subject.wanted]
+    return digest({"exact": [s.identity for s in subjects], "maps": maps_asked, "asked": asked})

@@ -12,9 +12,9 @@ from typing import Any
 from kernels.base import Kernel
 from kernels.registry import feature_map, from_description
 
-from .approximation import MEASURES
-from .errors import ExperimentError
-from .experiment import Experiment
+from ..errors import ExperimentError
+from ..experiment import Experiment
+from .measures import MEASURES
 
 SIZE_KEYS = {
     "random": "widths",

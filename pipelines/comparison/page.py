@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from . import plots
-from .approximation import MEASURES, mean_error
-from .document import Block, Cell, Code, Figure, Page, Section, Table, Text, Tone
-from .wording import (
+from .. import plots
+from ..document import Block, Cell, Code, Figure, Page, Section, Table, Text, Tone
+from ..wording import (
     METRICS,
     NO_PLOTS,
     ORACLE,
@@ -22,6 +21,7 @@ from .wording import (
     score_text,
     seconds_text,
 )
+from .measures import MEASURES, mean_error
 
 Entry = Mapping[str, Any]
 """One experiment's part of a comparison, as ``compare_findings.findings`` makes it."""

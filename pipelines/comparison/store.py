@@ -7,17 +7,13 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kernels.base import digest
-
-from .compare_report import compare_page
-from .compare_subject import Subject
-from .document import write
-from .results import sync
-from .stores import disk_errors
+from ..document import Page, write
+from ..results import sync
+from ..stores import disk_errors
 
 FOLDER = "comparisons"
 POINTS = "points"
@@ -43,13 +39,6 @@ def keep(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def address(subjects: Sequence[Subject]) -> str:
-    """Names a comparison by all that its page says."""
-    asked = [subjects[0].request.samples, subjects[0].request.repeat, subjects[0].request.targets]
-    maps_asked = [[made.describe(), made.revisions()] for subject in subjects for _, made in subject.wanted]
-    return digest({"exact": [s.identity for s in subjects], "maps": maps_asked, "asked": asked})
-
-
 class ComparisonStore:
     """A comparison at its address: ``<root>/comparisons/<name>-<address>/``, written whole and once."""
 
@@ -60,12 +49,12 @@ class ComparisonStore:
         """What was found before; None where nothing was, or it is damaged."""
         return read(self.folder / DOCUMENT)
 
-    def write(self, comparison: Mapping[str, Any]) -> None:
+    def write(self, comparison: Mapping[str, Any], page: Page) -> None:
         """Write ``comparison.json``, ``report.html`` and ``report.md``; a damaged folder gives way."""
         working = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex[:8]}")
         try:
             with disk_errors(self.folder.parent):
-                write(compare_page(comparison), working)
+                write(page, working)
                 keep(working / DOCUMENT, dict(comparison))
                 for path in (*working.iterdir(), working):
                     sync(path)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipelines.approximation import ROWS, errors, mean_error, power_law
+from pipelines.comparison.measures import ROWS, errors, mean_error, power_law
 from pipelines.errors import NumericalError
 
 
@@ -152,3 +152,10 @@ def test_errors_that_do_not_fall_are_not_extrapolated() -> None:
     assert not fit.falls
     with pytest.raises(ValueError, match="do not clearly fall"):
         fit.size_for(0.01)
+
+
+def test_an_error_that_no_size_reaches_is_no_crash() -> None:
+    """Protects a target such as relF=1e-300, whose size is beyond all numbers."""
+    fit = power_law([16, 64, 256], [[0.4, 0.41], [0.2, 0.21], [0.1, 0.11]])
+    assert fit is not None
+    assert all(math.isfinite(size) and size > 1e12 for size in fit.size_for(1e-300))

@@ -20,12 +20,12 @@ from kernels.base import Kernel, KernelError
 from kernels.features.base import FeatureMap
 from kernels.registry import feature_map, from_description
 
-from .errors import ExperimentError
-from .experiment_files import find, resolved, shipped
+from ..errors import ExperimentError
 from .explanations import explain
+from .files import find, resolved, shipped
 from .kernel_tables import check_leaves, kernel_leaves, read_kernel, single
-from .tables import Data, Expected, Features, Gram, RandomRows, Solve, Table
-from .toml_files import merged, override
+from .schema import Data, Expected, Features, Gram, RandomRows, Solve, Table
+from .toml import merged, override
 
 __all__ = [
     "Data",

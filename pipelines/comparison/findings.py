@@ -9,10 +9,10 @@ import numpy as np
 
 from kernels.base import KernelError
 
-from .approximation import MEASURES, PowerLaw, mean_error, power_law
-from .compare_subject import Subject, sample_bytes
-from .feature_sizes import Size, at_position, positions
-from .wording import bytes_text, number_text
+from ..wording import bytes_text, number_text
+from .measures import MEASURES, PowerLaw, mean_error, power_law
+from .sizes import Size, at_position, positions
+from .subject import Subject, sample_bytes
 
 MONTE_CARLO = {"value": -0.5, "tolerance": 0.15}
 """Slope of relF of random features against their number (SPEC F6, X8, X28)."""

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kernels.base import Kernel, KernelError
+from kernels.base import Kernel, KernelError, Scaled
+from kernels.features.base import FeatureMap
 from kernels.registry import from_description
 
-from . import precomputed
-from .errors import ExperimentError
-from .toml_files import read_toml
+from .. import precomputed
+from ..errors import ExperimentError
+from .toml import read_toml
 
 
 def read_kernel(path: Path) -> Kernel:
@@ -62,13 +63,31 @@ def check_leaves(kernel: Mapping[str, Any]) -> None:
 
 
 def single(kernel: Kernel, path: Path) -> Kernel:
-    """Raise ExperimentError for a kernel of several outputs, which is how a run computes RF beside NTK."""
+    """Raise ExperimentError for a kernel of several outputs, which is how a run computes RF beside NTK, and for a
+    feature map that has to learn first."""
+    for term in _terms(kernel):
+        if isinstance(term, FeatureMap) and term.learns:
+            raise ExperimentError(
+                f'{path}: kernel.kind = "{term.kind}" is a feature map that learns: give its table as [features], and'
+                " the kernel that it stands for as [kernel]"
+            )
     if len(kernel.outputs) > 1:
         raise ExperimentError(
             f"{path}: kernel: a description with two outputs is for internal use; ask for rf or ntk"
             " (tangent = true), of which an NTK's run stores both unless gram.joint = false"
         )
     return kernel
+
+
+def _terms(kernel: Kernel) -> Iterator[Kernel]:
+    """The kernels that ``kernel`` combines, or itself."""
+    inner = getattr(kernel, "terms", ())
+    if isinstance(kernel, Scaled):
+        inner = (kernel.term,)
+    if not inner:
+        yield kernel
+    for term in inner:
+        yield from _terms(term)
 
 
 def absolute_kernel_paths(kernel: dict[str, Any], folder: Path) -> None:

@@ -16,33 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from kernels.arrays import to_host
 from kernels.base import Kernel, Prepared, digest
 from kernels.features.base import FEATURES, FeatureMap
 
-from . import (
-    approximation,
-    compare_store,
-    device,
-    evaluate,
-    features,
-    gram,
-    leases,
-    mapfiles,
-    maps,
-    operators,
-    provenance,
-    speed,
-    tasks,
-)
-from .compare_subject import BLOCK, Subject, sample_bytes
-from .errors import NumericalError
-from .feature_sizes import Size, seed_of
-from .fit import SMALL, Place, train_targets
-from .matrices import matrix_plans
-from .solvers import Eigen
+from .. import device, evaluate, features, gram, leases, mapfiles, maps, operators, provenance, speed, tasks
+from ..errors import NumericalError
+from ..fit import SMALL, Place, few_threads, train_targets
+from ..matrices import matrix_plans
+from ..solvers import Eigen
+from . import measures, store
+from .sizes import Size, seed_of
+from .subject import BLOCK, Subject, sample_bytes
 
 ALONE_SECONDS = 10.0
 """What this process would do in less is not worth starting workers for."""
@@ -60,25 +46,21 @@ def compare(subject: Subject, root: Path, place: Place, progress: features.Progr
         DoesNotFit: see ``Subject.check_memory``.
         NumericalError: values that are not finite, or a system that cannot be solved.
     """
-    folder = root / compare_store.FOLDER / compare_store.POINTS
+    folder = root / store.FOLDER / store.POINTS
     own = digest({"exact": subject.identity})
     named = [(size, made, _point_address(own, made)) for size, made in subject.wanted]
-    found = {
-        name: value
-        for name in (own, *(n for _, _, n in named))
-        if (value := compare_store.read(folder / name))
-    }
+    found = {name: value for name in (own, *(n for _, _, n in named)) if (value := store.read(folder / name))}
     if len(found) < 1 + len(named):
         subject.check_memory()
-        with contextlib.ExitStack() as stack, threadpool_limits(_threads(subject), user_api="blas"):
+        with contextlib.ExitStack() as stack, few_threads(subject.counts["train"] < SMALL):
             work = _Work(subject, root, place, progress, lambda path: stack.enter_context(leases.Lease(path)))
             exact = work.exact_matrix()
             if own not in found:
-                found[own] = compare_store.keep(folder / own, work.scored(exact))
+                found[own] = store.keep(folder / own, work.scored(exact))
             for done, (size, made, name) in enumerate(named):
                 progress(done, len(named), "feature maps compared")
                 if name not in found:
-                    found[name] = compare_store.keep(folder / name, work.point(exact, found[own], size, made))
+                    found[name] = store.keep(folder / name, work.point(exact, found[own], size, made))
             progress(len(named), len(named), "feature maps compared")
     return {
         "experiment": subject.experiment.name,
@@ -93,16 +75,13 @@ def compare(subject: Subject, root: Path, place: Place, progress: features.Progr
         "asked_repeats": subject.request.repeat,
         "dtype": subject.dtype,
         "exact": found[own],
-        "points": [found[name] for _, _, name in named],
+        # One map may be asked for by several sizes, such as 8 and 8x8.
+        "points": [{**found[name], "size": list(size.numbers)} for size, _, name in named],
     }
 
 
 def _point_address(exact: str, made: Kernel) -> str:
     return digest({"exact": exact, "map": made.describe(), "revisions": made.revisions()})
-
-
-def _threads(subject: Subject) -> int | None:
-    return 1 if subject.counts["train"] < SMALL else None
 
 
 @dataclass(frozen=True)
@@ -176,13 +155,12 @@ class _Work:
                 learning = float(mapfiles.describe(folder)["facts"]["seconds"])
         try:
             matrix, seconds = approximate(made, self._samples, n)
-            errors = approximation.errors(exact[:n], matrix[:n])
+            errors = measures.errors(exact[:n], matrix[:n])
             scored = self.scored(matrix)
         except NumericalError as error:
             raise NumericalError(f"{subject.approximation.key} = {size.text}: {error}") from None
         sign = 1 if own["metric"] == "accuracy" else -1
         return {
-            "size": list(size.numbers),
             "seed": seed_of(made),
             "errors": errors,
             **scored,

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .errors import ExperimentError
-from .preprocessing import Preprocessing
+from ..errors import ExperimentError
+from ..preprocessing import Preprocessing
 
 ARRAY_KEYS = ("X", "y", "X_test", "y_test")
 
@@ -89,8 +89,11 @@ class Data(Table):
 
 
 class Gram(Table):
-    """The matrix. ``joint``: an NTK's matrix brings the RF one of the same pass with it. ``tiles``: whether tiles are
-    stored, or computed whenever a product needs them."""
+    """The matrix.
+
+    dtype: of tiles, or of features. joint: an NTK's matrix brings the RF one of the same pass with it. tiles: whether
+    they are stored, or computed whenever a product needs them.
+    """
 
     dtype: Literal["float32", "float64"] = "float32"
     joint: Flag = True

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ExperimentError
+from ..errors import ExperimentError
 
 
 def read_toml(path: Path) -> dict[str, Any]:

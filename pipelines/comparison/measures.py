@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from .errors import NumericalError
+from ..errors import NumericalError
 
 MEASURES = ("relF", "relOp", "relMax")
 """Frobenius norm and operator norm of the difference, each relative to that of the exact matrix; the largest entry of
@@ -90,15 +90,19 @@ def _norm(n: int, product: Callable[[np.ndarray], np.ndarray]) -> float:
     return abs(float(value))
 
 
+LARGEST = 700.0
+"""Logarithm of a size that is as good as any number."""
+
+
 @dataclass(frozen=True)
 class PowerLaw:
     """error = constant * size ** slope: a straight line through the logarithms by least squares.
 
     Each size counts once, with the root mean square over its repeats, of which the power law of random features is
-    exact for relF; ``low`` to ``high`` is the slope's 95 % confidence interval by Student's t, which so covers chance
-    and any bend alike. centre, level: the means of
-    log size and log error; spread: sum of squares of log size about its mean; scatter: the t quantile times the
-    standard deviation of the residuals; count: number of sizes.
+    exact for relF. low, high: the slope's 95 % confidence interval by Student's t from what the line leaves over; the
+    interval therefore covers both chance and curvature. centre, level: the means of log size and log error; spread:
+    sum of squares of log size about its mean; scatter: the t quantile times the standard deviation of the residuals;
+    count: number of sizes.
     """
 
     slope: float
@@ -137,7 +141,8 @@ class PowerLaw:
         root = math.sqrt(max(middle**2 - leading * (gap**2 - variance / self.count), 0.0))
         at = gap / self.slope
         ends = (middle - root) / leading, (middle + root) / leading
-        return math.exp(self.centre + at), math.exp(self.centre + ends[0]), math.exp(self.centre + ends[1])
+        size, low, high = (math.exp(min(self.centre + place, LARGEST)) for place in (at, *ends))
+        return size, low, high
 
 
 def mean_error(errors: Sequence[float]) -> float:

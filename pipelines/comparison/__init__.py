@@ -1,0 +1,1 @@
+"""Features judged beside the exact kernel that they stand for (SPEC F6): what is measured, kept and shown."""

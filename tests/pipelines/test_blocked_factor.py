@@ -1,0 +1,84 @@
+"""Factors of large matrices in memory, block by block, at small sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.solvers import blocked_factor
+from pipelines.solvers.blocked_factor import factor_in_place, upper_factor
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked_factor, "LARGEST", 4)
+    monkeypatch.setattr(blocked_factor, "COLUMNS", 5)
+    monkeypatch.setattr(blocked_factor, "ROWS", 7)
+
+
+def positive(n: int, seed: int, dtype: str = "float64") -> np.ndarray:
+    X = np.random.default_rng(seed).normal(size=(n, n))
+    return np.asfortranarray((X @ X.T + n * np.eye(n)).astype(dtype))
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 33), seed=st.integers(0, 100), dtype=st.sampled_from(["float32", "float64"]))
+def test_the_factor_is_scipy_s_and_the_upper_triangle_stays(n: int, seed: int, dtype: str) -> None:
+    """Protects the solve, and the matrix that is kept above the diagonal for the next ridge."""
+    K = positive(n, seed, dtype)
+    matrix = K.copy(order="F")
+    assert factor_in_place(matrix) == 0
+    expected = scipy.linalg.cholesky(K.astype(np.float64), lower=True)
+    assert np.tril(matrix) == pytest.approx(expected, rel=1e-12 if dtype == "float64" else 1e-4, abs=1e-4)
+    if dtype == "float64":
+        np.testing.assert_allclose(np.tril(matrix), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(np.triu(matrix, 1), np.triu(K, 1))
+
+
+def test_what_is_above_the_diagonal_is_not_read() -> None:
+    """Protects a second ridge: K stays above the diagonal of the spent factor."""
+    K = positive(23, 1)
+    matrix = np.asfortranarray(np.tril(K) + np.triu(np.full_like(K, 7.0), 1))
+    assert factor_in_place(matrix) == 0
+    np.testing.assert_allclose(np.tril(matrix), scipy.linalg.cholesky(K, lower=True), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [0, 4, 5, 6, 14, 22])
+def test_the_first_minor_that_is_not_positive_is_lapack_s(bad: int) -> None:
+    """Protects the message that names the pivot."""
+    K = positive(23, 2)
+    K[bad, bad] = -1.0
+    (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (K,))
+    expected = potrf(K.copy(order="F"), lower=1)[1]
+    assert factor_in_place(K.copy(order="F")) == expected == bad + 1
+
+
+def test_upper_factors_are_scipy_s() -> None:
+    """Protects the preconditioner of many centres."""
+    K = np.ascontiguousarray(positive(23, 3))
+    U = upper_factor(K.copy())
+    np.testing.assert_allclose(U, scipy.linalg.cholesky(K), rtol=1e-12, atol=1e-12)
+    with pytest.raises(scipy.linalg.LinAlgError):
+        upper_factor(-K)
+
+
+@pytest.mark.slow
+def test_a_matrix_beyond_openblas_s_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects against the death of the process in LAPACK's own factor of so many columns on several threads."""
+    monkeypatch.undo()
+    n = 17_000
+    matrix = np.zeros((n, n), np.float64, order="F")
+    ramp = np.arange(n, dtype=np.float64) / n
+    for start in range(0, n, 1000):
+        rows = slice(start, start + 1000)
+        matrix[rows] = np.cos(ramp[rows, None] - ramp)
+    matrix[np.diag_indices(n)] += 1.0
+    column = matrix[:, 5].copy()
+    assert factor_in_place(matrix) == 0
+    L = np.tril(matrix[:6, :6])
+    np.testing.assert_allclose(np.tril(matrix[:, :6]) @ L[5], column, rtol=1e-10, atol=1e-10)
+    last = matrix[-1].copy()
+    assert float(last @ last) == pytest.approx(2.0, rel=1e-12)
