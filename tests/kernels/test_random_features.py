@@ -14,6 +14,7 @@ from kernels.convolutional import Convolutional, Layer
 from kernels.deep import FullyConnected
 from kernels.dot_product import DotProduct
 from kernels.features.draws import phases, weights
+from kernels.features.nystrom import NystromFeatures
 from kernels.features.random import RandomFeatures
 from kernels.groups import RotoTranslation
 from kernels.registry import feature_map, from_description
@@ -219,12 +220,12 @@ def test_other_kernels_are_refused_with_a_map_that_takes_them(kernel: Kernel, na
         RandomFeatures(kernel, 16)
 
 
-def test_no_map_is_named_where_there_is_none() -> None:
-    """Roto-translations have no feature map yet, and the message names none."""
+def test_the_map_that_takes_any_kernel_is_named() -> None:
+    """Protects advice that can be followed: Nystrom features stand for roto-translations, random ones do not."""
     kernel = RotoTranslation((Layer(3, "relu"),), final="rot", pooling_mode="same")
-    with pytest.raises(KernelError, match=r"^kernel must") as error:
+    with pytest.raises(KernelError, match=r"^kernel must .* take kind 'nystrom'"):
         RandomFeatures(kernel, 16)
-    assert "nystrom" not in str(error.value)
+    assert NystromFeatures(kernel, 4).width((5, 5, 1)) == 4
 
 
 @pytest.mark.parametrize(
