@@ -60,8 +60,12 @@ class NetworkKernel(Kernel):
             )
         return image_a, image_b
 
-    def _network(self, shape: Sequence[int]) -> Network:
-        """The layers on images of ``shape``, which begins with h and w."""
+    def network(self, shape: Sequence[int]) -> Network:
+        """The layers on images of ``shape``, which begins with h and w.
+
+        Raises:
+            KernelError: when the grid vanishes, or a patch is larger than its grid.
+        """
         return network_on(self.layers, self.pooling_mode, (int(shape[0]), int(shape[1])))
 
 
@@ -116,7 +120,7 @@ class Convolutional(NetworkKernel):
         super().check(shape)
         if min(shape) < 1:
             raise KernelError(f"images of shape {tuple(shape)} are empty")
-        self._network(shape)
+        self.network(shape)
 
     def prepare(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Prepared:
         """Keep the images, and compute the patch norms of every layer in float64 (C6).
@@ -127,36 +131,36 @@ class Convolutional(NetworkKernel):
         self.check(X.shape[1:])
         rows = row_ids(X, rows)
         X = namespace(X).ascontiguousarray(X)
-        network = self._network(X.shape[1:])
+        network = self.network(X.shape[1:])
         norms = choose(network, self.tangent, X, preparing=True).patch_norms(network, X)
         return Prepared({"image": X} | {f"norm{k}": norm for k, norm in enumerate(norms, 1)}, rows, pool)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         image, _ = self._images(a, b)
-        network = self._network(image.shape[1:])
+        network = self.network(image.shape[1:])
         path = choose(network, self.tangent, image)
         result = path.pair(network, self.tangent, a, b, same_rows(a, b))
         return result if len(self.outputs) > 1 else result[0]
 
     def diag(self, a: Prepared) -> Array:
         image = a.arrays["image"]
-        network = self._network(image.shape[1:])
+        network = self.network(image.shape[1:])
         result = choose(network, self.tangent, image).diag(network, self.tangent, a)
         return result if len(self.outputs) > 1 else result[0]
 
     def path(self, a: Prepared) -> str:
         image = a.arrays["image"]
-        return choose(self._network(image.shape[1:]), self.tangent, image).name(image)
+        return choose(self.network(image.shape[1:]), self.tangent, image).name(image)
 
     def remark(self, a: Prepared) -> str:
         image = a.arrays["image"]
-        return why_general(self._network(image.shape[1:]), self.tangent, image)
+        return why_general(self.network(image.shape[1:]), self.tangent, image)
 
     def cost(self, n: int, m: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
         """As ``Kernel.cost``, of the general path; scratch memory is a bound for the compiled one as well."""
         self.check(shape)
         dtype = np.dtype(np.float32 if itemsize == 4 else np.float64)
-        network = self._network(shape)
+        network = self.network(shape)
         cost = engine(network, self.tangent, np, dtype, shape[2]).cost(n, m)
         if asked() == "general":
             return cost

@@ -270,7 +270,7 @@ class RotoTranslation(NetworkKernel):
     def _recursion(self, term: _Term, shape: Sequence[int], xp: Any, dtype: np.dtype) -> TurnedRecursion:
         turns = Angles(term.first, term.second)
         return TurnedRecursion(
-            self._network(shape), self.tangent, turns, term.quarters, xp, np.dtype(dtype), int(shape[2])
+            self.network(shape), self.tangent, turns, term.quarters, xp, np.dtype(dtype), int(shape[2])
         )
 
     def _turned_patch_norms(self, X: Array) -> list[Array]:

@@ -51,18 +51,11 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
-def not_negative(name: str, value: Any) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not 0 <= number < math.inf:
-        raise KernelError(f"{name} must be a number that is not negative, got {value!r}")
-    return number
-
-
 def share(name: str, value: Any) -> float:
-    """A number from 0 to 1."""
-    if not_negative(name, value) > 1:
-        raise KernelError(f"{name} must be at most 1, got {value!r}")
-    return float(value)
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= 1:
+        raise KernelError(f"{name} must be a number from 0 to 1, got {value!r}")
+    return number
 
 
 def bandwidth(name: str, value: Any) -> float:

@@ -1,7 +1,7 @@
 """Phi^T Phi and Phi^T Y of explicit features over an index set, and Phi Phi^T where samples are fewer (SPEC F7).
 
 Sums are taken in float64 whatever the features are stored in: a single-precision product of each panel (ssyrk, its
-results added in float64) is 1.5 to 1.75 times as fast and leaves a relative error of 1e-7 in the covariance, which the
+results added in float64) is 1.4 to 1.75 times as fast and leaves a relative error of 1e-7 in the covariance, which the
 ridge amplifies; predictions then miss F7's 1e-8 by orders of magnitude. Converting costs 2 % of a product.
 
 A strip of rows is a task. Workers write what strips add; the sums are taken in the order of the strips, which depends

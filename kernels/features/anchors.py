@@ -13,9 +13,8 @@ from ..patches import extract_patches
 from .base import Progress, Samples
 from .landmarks import draw
 from .nystrom_layer import patch_norms
+from .spherical_kmeans import have_direction
 
-LEAST_NORM = 1e-6
-"""Patches shorter than this times the mean length have no direction (F3)."""
 _IMAGES = 1024
 """Images that patches are drawn from, at least, where there are so many."""
 _SHARE = 4
@@ -44,7 +43,7 @@ def draw_patches(
     the patches, and two numbers for each patch of the images drawn.
 
     Raises:
-        KernelError: all patches are zero, or an image holds a value that is not finite.
+        SamplesError: all patches are zero, or an image holds a value that is not finite.
     """
     positions = stage.grid[0] * stage.grid[1]
     images = np.sort(draw(samples.count, images_drawn(samples.count, patches, positions), rng))
@@ -56,12 +55,12 @@ def draw_patches(
         wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
         if len(wrong):
             raise SamplesError(
-                f"number {part[wrong[0]]} of the samples to learn from has a value that is not finite ; "
+                f"number {part[wrong[0]]} of the samples to learn from has a value that is not finite; "
                 "correct it, leave it out, or scale the samples"
             )
         norms[start : start + block] = found
         progress(start + len(part), 2 * len(images), "norms of patches")
-    eligible = np.flatnonzero((norms > 0) & (norms >= LEAST_NORM * norms.mean()))
+    eligible = np.flatnonzero(have_direction(norms))
     if not len(eligible):
         raise SamplesError("nothing can be learned: all patches are zero")
     chosen = np.sort(eligible[draw(len(eligible), patches, rng)])

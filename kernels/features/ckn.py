@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import Array, namespace, to_host
 from ..base import Cost, Kernel, KernelError, require_float
 from ..convolutional import Convolutional
-from ..network import Network, Stage, network_on
+from ..network import Network, Stage
 from ..parameters import share, whole
 from ..workspace import Workspace, block_bytes
 from .anchors import draw_patches, images_drawn
@@ -92,8 +92,8 @@ class NystromCKN(FeatureMap):
         """Learn the anchors of each layer on patches of what comes out of the layers before it.
 
         Raises:
-            KernelError: fewer patches, or fewer distinct ones, than anchors; no patch but zeros; a sample with a value
-                that is not finite.
+            KernelError: fewer patches, or fewer distinct ones, than anchors.
+            SamplesError: no patch but zeros, or a value is not finite.
         """
         self.check(samples.shape)
         stages = self._network(samples.shape).stages
@@ -161,8 +161,7 @@ class NystromCKN(FeatureMap):
         return total
 
     def _network(self, shape: Sequence[int]) -> Network:
-        kernel = _approximable(self.kernel)
-        return network_on(kernel.layers, kernel.pooling_mode, (int(shape[0]), int(shape[1])))
+        return _approximable(self.kernel).network(shape)
 
     def _sizes(self, shape: tuple[int, ...]) -> list[_Size]:
         """What is large in each layer, on images of ``shape`` (h, w, c)."""

@@ -13,7 +13,7 @@ from ..arrays import Array, namespace
 from ..base import Cost, Kernel, KernelError, require_float
 from ..convolutional import Convolutional
 from ..dot_product import inverse_norms
-from ..network import Network, Stage, network_on
+from ..network import Network, Stage
 from ..parameters import whole
 from ..patches import extract_patches
 from .base import FeatureMap
@@ -69,8 +69,7 @@ class ConvolutionalRandom(FeatureMap):
         return layers_cost(n, self._network(shape), self.widths, shape[2], itemsize)
 
     def _network(self, shape: Sequence[int]) -> Network:
-        kernel = _drawable(self.kernel)
-        return network_on(kernel.layers, kernel.pooling_mode, (int(shape[0]), int(shape[1])))
+        return _drawable(self.kernel).network(shape)
 
 
 class RandomLayer(NamedTuple):

@@ -22,8 +22,6 @@ from ..workspace import block_bytes
 
 _DRAWN = 1 << 20
 """About so many numbers are drawn at a time."""
-
-
 LARGEST_WIDTH = 1 << 31
 """More weights than any memory holds."""
 

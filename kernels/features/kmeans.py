@@ -8,10 +8,8 @@ from ..arrays import Array, namespace
 from ..base import Kernel, KernelError, Product, Scaled, Sum
 from ..dot_product import HomogeneousKernel
 from .base import Progress, unwatched
-from .spherical_kmeans import spherical_kmeans
+from .spherical_kmeans import have_direction, spherical_kmeans
 
-SMALLEST_NORM = 1e-6
-"""Vectors shorter than this times the mean length have no direction (F3)."""
 FLATTENING = 10.0
 """A sphere of this many times the largest length is nearly flat where the vectors are."""
 
@@ -36,7 +34,7 @@ def means(kernel: Kernel, X: Array, number: int, seed: int, progress: Progress =
         lifted /= xp.sqrt(norms**2 + radius**2)[:, None]
         centroids = _centroids(lifted, number, seed, progress)
         return (radius * centroids[:, :-1] / centroids[:, -1:]).astype(X.dtype)
-    kept = norms > SMALLEST_NORM * norms.mean()
+    kept = have_direction(norms)
     if int(kept.sum()) < number:
         raise KernelError(
             f"landmarks must be at most {int(kept.sum())}, the number of samples among {len(X)} candidates whose "

@@ -55,8 +55,8 @@ def choose(
     pivoted-cholesky: the pivots of a randomly pivoted partial Cholesky factorisation (``pivots``).
 
     Raises:
-        KernelError: fewer samples than landmarks, or a value that is not finite; for k-means also fewer different
-            directions.
+        KernelError: fewer samples than landmarks; for k-means also fewer different directions.
+        SamplesError: a value is not finite.
     """
     require_enough(samples.count, number)
     rng = np.random.default_rng(seed)
@@ -234,7 +234,7 @@ def require_enough(count: int, number: int) -> None:
 
 
 def require_finite_kernel(values: Array) -> None:
-    """Raise KernelError for kernel values of samples to learn from that are not finite."""
+    """Raise SamplesError for kernel values of samples to learn from that are not finite."""
     if not bool(namespace(values).isfinite(values).all()):
         raise SamplesError(
             f"the kernel is not finite among samples to learn from in {values.dtype}: scale the samples"
@@ -268,7 +268,7 @@ def _take(samples: Samples, positions: np.ndarray) -> Array:
     """(k, ...) samples at different positions in the order given.
 
     Raises:
-        KernelError: a value is not finite.
+        SamplesError: a value is not finite.
     """
     order = np.argsort(positions)
     X = samples.take(positions[order])

@@ -94,8 +94,8 @@ class NystromFeatures(FeatureMap):
         """Choose the landmarks and decompose their matrix.
 
         Raises:
-            KernelError: fewer samples than landmarks, a value that is not finite, or only landmarks that the kernel
-                maps to zero.
+            KernelError: fewer samples than landmarks.
+            SamplesError: a value is not finite, or the kernel maps all landmarks to zero.
         """
         self.check(samples.shape)
         Z = choose(self.kernel, samples, self.landmarks, self.selection, self.candidates, self.seed, progress)
@@ -159,7 +159,7 @@ def whitening(K: Array, epsilon: float, rounding: float) -> Array:
     ``NystromFeatures`` says, the columns are zero.
 
     Raises:
-        KernelError: K is zero, or not finite.
+        SamplesError: K is zero, or not finite.
     """
     s, V = _directions(K, epsilon, rounding)
     W = namespace(K).zeros_like(K)

@@ -13,6 +13,8 @@ from ..base import KernelError, require_float
 from ..workspace import Workspace, block_bytes
 from .base import Progress, unwatched
 
+_LEAST_NORM = 1e-6
+"""Vectors shorter than this times the mean length have no direction (F3)."""
 _START_ROWS = 64
 """Rows for each centroid of the part that a larger set of patches begins with."""
 _SUM_ROWS = 1 << 14
@@ -34,6 +36,11 @@ class SphericalKMeans:
 
     centroids: Array
     objective: tuple[float, ...]
+
+
+def have_direction(norms: Array) -> Array:
+    """Which of the vectors with these norms are not as good as zero beside the others; bool, of their shape."""
+    return (norms > 0) & (norms >= _LEAST_NORM * norms.mean())
 
 
 def spherical_kmeans(

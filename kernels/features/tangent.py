@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import Array, namespace
 from ..base import Cost, Kernel, KernelError, Prepared, require_float, row_ids
 from ..convolutional import Convolutional
-from ..network import Network, network_on
+from ..network import Network
 from ..parameters import whole
 from ..patches import sum_over_patches
 from .convolutional_random import images_at_a_time, pooled, random_layers
@@ -129,7 +129,7 @@ class ConvolutionalTangentRandom(Kernel):
 
     def _network(self, shape: Sequence[int]) -> Network:
         assert isinstance(self.kernel, Convolutional)
-        return network_on(self.kernel.layers, self.kernel.pooling_mode, (int(shape[0]), int(shape[1])))
+        return self.kernel.network(shape)
 
     def _values(self, network: Network, a: Prepared, b: Prepared) -> Array:
         """(n,) values between the images of ``a``, n or one, and the n images of ``b``, each with its partner."""

@@ -333,7 +333,7 @@ def test_bad_parameters_are_refused():
         ("anchors must be a list of 2", (kernel, 4), {}),
         ("anchors must be a whole number", (kernel, (4, 2.5)), {}),
         (r"anchors must be at least 1 for layers\[1\], which is exponential", (kernel, (4, 0)), {}),
-        ("epsilon must be a number that is not negative", (kernel, (4, 4)), {"epsilon": -1e-3}),
+        ("epsilon must be a number from 0 to 1", (kernel, (4, 4)), {"epsilon": -1e-3}),
         ("patches must be at least 40", (kernel, (4, 40)), {"patches": 39}),
         ("iterations must be a whole number", (kernel, (4, 4)), {"iterations": 0}),
         ("seed must be a whole number", (kernel, (4, 4)), {"seed": -1}),

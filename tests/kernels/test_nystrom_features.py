@@ -297,8 +297,8 @@ def test_parameters_are_checked() -> None:
     for parameters, message in [
         ({"landmarks": 0}, "landmarks must be a whole number of at least 1"),
         ({"selection": "random"}, "selection = 'random' is unknown"),
-        ({"epsilon": -1e-3}, "epsilon must be a number that is not negative"),
-        ({"epsilon": float("nan")}, "epsilon must be a number that is not negative"),
+        ({"epsilon": -1e-3}, "epsilon must be a number from 0 to 1"),
+        ({"epsilon": float("nan")}, "epsilon must be a number from 0 to 1"),
         ({"candidates": 0}, "candidates must be a whole number of at least 1"),
         ({"selection": "k-means", "candidates": 10}, "candidates must be at least landmarks = 1000"),
         ({"seed": -1}, "seed must be a whole number of at least 0"),
