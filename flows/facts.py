@@ -16,8 +16,9 @@ from cluster.worker import kernel_path_set
 from kernels import costs
 from kernels.base import Kernel
 from kernels.fused import VARIABLE
-from pipelines import experiment, feature_plan, matrices, memory, plan, pools, provenance, solvers, speed
-from pipelines.feature_plan import FeaturePlan
+from pipelines import experiment, matrices, memory, plan, pools, provenance, solvers, speed
+from pipelines.explicit import feature_plan
+from pipelines.explicit.feature_plan import FeaturePlan
 from pipelines.plan import Plan
 from pipelines.wording import bytes_text, seconds_text
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import feature_fit, feature_plan, features, fit, mapfiles, maps, model
+from pipelines import features, fit, model
+from pipelines.explicit import feature_fit, feature_plan, mapfiles, maps
+from pipelines.explicit.featuresource import FeatureSource, StoredFeatures, stream
 from pipelines.features import prepared_description
-from pipelines.featuresource import FeatureSource, StoredFeatures, stream
 from pipelines.stores import FeatureStore
 from pipelines.tiles import as_ranges
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pipelines import report
 from pipelines.errors import ChunkLost
+from pipelines.reports import report
 
 from .engine import Engine
 from .work import Work

@@ -15,7 +15,8 @@ from cluster.preflight import preflight
 from cluster.profiles import KERNEL_PATH_VARIABLE, Profile, Resources
 from cluster.watchdog import Watchdog
 from cluster.worker import describe_worker, kernel_path_set
-from pipelines import featuresource, gram, memory, tasks
+from pipelines import gram, memory, tasks
+from pipelines.explicit import featuresource
 from pipelines.solvers import tiled_factor
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.feature_plan import FeaturePlan
+from pipelines.explicit.feature_plan import FeaturePlan
 from pipelines.plan import Plan
 from pipelines.plan_base import PlanBase
 from pipelines.wording import bytes_text, seconds_text

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.profiles import Profile
-from pipelines import report, results
+from pipelines import results
 from pipelines.experiment import Experiment, Study
 from pipelines.matrices import run_kernel
-from pipelines.verdict import verdict
+from pipelines.reports import report
+from pipelines.reports.verdict import verdict
 
 from .engine import open_engine, run_flow
 from .feature_work import FeatureWork

@@ -15,12 +15,13 @@ import numpy as np
 
 from cluster.watchdog import explain
 from kernels.base import digest
-from pipelines import features, fit, inventory, leases, pools, provenance, report, results
+from pipelines import features, fit, inventory, leases, pools, provenance, results
 from pipelines.errors import ChunkLost, MegagramError
 from pipelines.experiment import Experiment
 from pipelines.experiment.toml import to_toml
 from pipelines.fit import hash_array
 from pipelines.plan_base import PlanBase
+from pipelines.reports import report
 from pipelines.solvers.base import Status
 from pipelines.stores import FeatureStore
 

@@ -21,8 +21,9 @@ from kernels.base import Kernel, Prepared
 from kernels.features.base import FEATURES, FeatureMap
 from kernels.registry import from_description
 
-from . import device, leases, mapfiles, tasks
+from . import device, leases, tasks
 from .errors import ChunkLost, StoreError
+from .explicit import mapfiles
 from .pools import Pools, kernel_shape
 from .samples import Preprocessed, fitted, fitted_state, pool_store
 from .stores import FeatureStore

@@ -18,7 +18,7 @@ from kernels.base import digest
 
 from . import evaluate, operators, results, solvers, tasks
 from .experiment import Experiment
-from .featuresource import StoredFeatures, StreamedFeatures
+from .explicit.featuresource import StoredFeatures, StreamedFeatures
 from .pools import Pools, fit_rows
 from .recomputed import RecomputedTiles, gathered
 from .site import Site

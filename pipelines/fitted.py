@@ -15,9 +15,10 @@ import numpy as np
 from kernels.base import Kernel, KernelError
 from kernels.features.base import FeatureMap
 
-from . import datasets, features, mapfiles
+from . import datasets, features
 from .errors import DataError, StoreError
 from .experiment.kernel_tables import kernel_leaves
+from .explicit import mapfiles
 from .pools import kernel_shape
 from .preprocessing import Preprocessing
 from .stores import FeatureStore

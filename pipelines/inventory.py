@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import leases, mapfiles
+from . import leases
 from .errors import StoreError
+from .explicit import mapfiles
 from .fit import SOLVES
 from .results import has_result, journals
 from .stores import FactorStore, Store, folder_bytes, open_store, remove_store, store_paths

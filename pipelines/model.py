@@ -20,8 +20,9 @@ import numpy as np
 from kernels.base import Kernel
 from kernels.features.base import FeatureMap
 
-from . import datasets, mapfiles, samples
+from . import datasets, samples
 from .errors import StoreError
+from .explicit import mapfiles
 from .fitted import MAP, Expansion, LinearModel, Model
 from .pools import Pools
 from .preprocessing import Preprocessing

@@ -15,8 +15,9 @@ import numpy as np
 from kernels.arrays import Array, namespace, to_host
 from kernels.base import Prepared
 
-from . import features, leases, mapfiles, operators, speed
-from .featuresource import StreamedFeatures
+from . import features, leases, operators, speed
+from .explicit import mapfiles
+from .explicit.featuresource import StreamedFeatures
 from .fitted import Expansion, LinearModel, Model
 from .pools import axis_of
 from .products import SQUARE, Progress, in_turn, unwatched, write_sums

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from . import leases, mapfiles, results
+from . import leases, results
 from .errors import StoreError
+from .explicit import mapfiles
 from .inventory import half_removed
 from .stores import (
     FeatureStore,

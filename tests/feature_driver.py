@@ -63,7 +63,8 @@ def main() -> None:
     from cluster.local import open_cluster
     from cluster.profiles import Profile
     from cluster.watchdog import Watchdog
-    from pipelines import features, maps, pools, tasks
+    from pipelines import features, pools, tasks
+    from pipelines.explicit import maps
 
     small.use_tile_side(SIDE, setattr)
     samples = small.Samples(data)

@@ -21,8 +21,9 @@ from kernels.arrays import to_host
 from kernels.base import Kernel, Prepared, digest
 from kernels.features.base import FEATURES, FeatureMap
 
-from .. import device, evaluate, features, gram, leases, mapfiles, maps, operators, provenance, speed, tasks
+from .. import device, evaluate, features, gram, leases, operators, provenance, speed, tasks
 from ..errors import NumericalError
+from ..explicit import mapfiles, maps
 from ..fit import SMALL, Place, few_threads, train_targets
 from ..matrices import matrix_plans
 from ..solvers import Eigen

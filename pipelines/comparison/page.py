@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import plots
-from ..document import Block, Cell, Code, Figure, Page, Section, Table, Text, Tone
+from ..reports import plots
+from ..reports.document import Block, Cell, Code, Figure, Page, Section, Table, Text, Tone
 from ..wording import (
     METRICS,
     NO_PLOTS,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..document import Page, write
+from ..reports.document import Page, write
 from ..results import sync
 from ..stores import disk_errors
 

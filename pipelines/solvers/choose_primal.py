@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from .. import covariance, feature_products, feature_strips, normal
+from .. import normal
 from ..experiment import Solve
+from ..explicit import covariance, feature_products, feature_strips
 from ..memory import WORKER_BASE_BYTES
 from ..tasks import WINDOW
 from ..wording import seconds_text

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import eigh
 
-from ..covariance import Moments, inner_products, moments
 from ..errors import DataError, NumericalError
-from ..feature_products import Asked, Found, flattened, stream, unflattened
-from ..featuresource import FeatureSource
+from ..explicit.covariance import Moments, inner_products, moments
+from ..explicit.feature_products import Asked, Found, flattened, stream, unflattened
+from ..explicit.featuresource import FeatureSource
 from ..memory import peak_bytes
 from ..normal import normal_product
 from ..site import Site

@@ -18,9 +18,9 @@ from workload import folder
 from kernels.base import Prepared
 from kernels.features.base import FEATURES
 from pipelines import tasks
-from pipelines.covariance import moments
-from pipelines.feature_strips import PANEL
-from pipelines.featuresource import StoredFeatures
+from pipelines.explicit.covariance import moments
+from pipelines.explicit.feature_strips import PANEL
+from pipelines.explicit.featuresource import StoredFeatures
 from pipelines.site import Site
 from pipelines.solvers.primal import FeatureOperator, PrimalEigen
 from pipelines.stores import Axis, FeatureStore

@@ -27,8 +27,9 @@ def main() -> None:
 
     from cluster.local import open_cluster
     from cluster.profiles import Profile
-    from pipelines import covariance, tasks
-    from pipelines.featuresource import StoredFeatures
+    from pipelines import tasks
+    from pipelines.explicit import covariance
+    from pipelines.explicit.featuresource import StoredFeatures
     from pipelines.site import Site
     from pipelines.solvers.primal import FeatureOperator, PrimalEigen
 

@@ -15,7 +15,8 @@ import pytest
 import small
 from drivers import SECONDS, Driver, wait_for
 
-from pipelines import leases, mapfiles
+from pipelines import leases
+from pipelines.explicit import mapfiles
 
 PROGRAM = Path(feature_driver.__file__)
 

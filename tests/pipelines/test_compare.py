@@ -19,10 +19,10 @@ from pipelines.comparison.page import compare_page, sentences, sizes_table
 from pipelines.comparison.sizes import Approximation, Size, at_position, positions, read_sizes, read_target
 from pipelines.comparison.store import ComparisonStore
 from pipelines.comparison.subject import Request, Subject, address, reduced
-from pipelines.document import to_html, to_markdown
 from pipelines.errors import DoesNotFit, ExperimentError
 from pipelines.experiment import Experiment
 from pipelines.fit import Place
+from pipelines.reports.document import to_html, to_markdown
 
 RANDOM = {"kind": "random", "widths": 8}
 

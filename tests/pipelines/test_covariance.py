@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from systems import Stop, targets
 
-from pipelines import covariance, feature_products, feature_strips, tasks
-from pipelines.covariance import Moments, inner_products, moments
+from pipelines import tasks
 from pipelines.errors import NumericalError
-from pipelines.feature_products import Asked, Found, predict, stream
+from pipelines.explicit import covariance, feature_products, feature_strips
+from pipelines.explicit.covariance import Moments, inner_products, moments
+from pipelines.explicit.feature_products import Asked, Found, predict, stream
 from pipelines.site import Site
 
 

@@ -10,7 +10,8 @@ import pytest
 import small
 from feature_systems import MemoryFeatures
 
-from pipelines import covariance, feature_fit, fit, pools, solvers, tasks
+from pipelines import fit, pools, solvers, tasks
+from pipelines.explicit import covariance, feature_fit
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
 

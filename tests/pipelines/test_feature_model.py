@@ -17,10 +17,11 @@ from tiny_map import LINEAR, tiny
 
 from kernels.features.base import FeatureMap
 from kernels.registry import feature_map, from_description
-from pipelines import features, fitted, maps, model, pools, predictions, results, tasks
+from pipelines import features, fitted, model, pools, predictions, results, tasks
 from pipelines.errors import DataError, NumericalError, StoreError
 from pipelines.experiment import Experiment
-from pipelines.featuresource import StoredFeatures
+from pipelines.explicit import maps
+from pipelines.explicit.featuresource import StoredFeatures
 from pipelines.site import Site
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")

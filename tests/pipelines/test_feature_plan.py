@@ -9,9 +9,10 @@ import pytest
 import small
 
 from kernels.base import KernelError
-from pipelines import feature_plan, features, maps, memory, pools, speed, tasks
+from pipelines import features, memory, pools, speed, tasks
 from pipelines.errors import DoesNotFit
 from pipelines.experiment import Experiment
+from pipelines.explicit import feature_plan, maps
 from pipelines.plan_base import Assumed
 from pipelines.stores import FeatureStore
 

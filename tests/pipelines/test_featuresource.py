@@ -16,9 +16,10 @@ from tiny_map import IMAGES, TinyMap, preprocessed, tiny
 from kernels.base import Cost
 from kernels.features.base import FeatureMap, InMemory
 from kernels.registry import feature_map
-from pipelines import device, features, featuresource, maps, pools, tasks
+from pipelines import device, features, pools, tasks
 from pipelines.errors import ChunkLost, NumericalError
-from pipelines.featuresource import FeatureSource, StoredFeatures, StreamedFeatures
+from pipelines.explicit import featuresource, maps
+from pipelines.explicit.featuresource import FeatureSource, StoredFeatures, StreamedFeatures
 from pipelines.stores import FeatureStore
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")

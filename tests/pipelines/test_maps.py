@@ -20,8 +20,9 @@ from tiny_map import LINEAR, TinyMap, preprocessed, tiny
 from kernels.base import KernelError
 from kernels.features.base import FeatureMap, InMemory
 from kernels.registry import feature_map
-from pipelines import features, leases, mapfiles, maps, pools, results, stores, tasks
+from pipelines import features, leases, pools, results, stores, tasks
 from pipelines.errors import ChunkLost, DiskFull, StoreError
+from pipelines.explicit import mapfiles, maps
 from pipelines.inventory import inventory, remove, unused
 from pipelines.samples import Preprocessed
 from pipelines.stores import FeatureStore, PoolStore

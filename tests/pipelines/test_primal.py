@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from systems import Stop, relative, same, targets
 
-from pipelines import covariance, feature_products, products, tasks
+from pipelines import products, tasks
 from pipelines.errors import DataError, ExperimentError, NumericalError
 from pipelines.experiment import Solve
+from pipelines.explicit import covariance, feature_products
 from pipelines.site import Site
 from pipelines.solvers import Means, Problem, Status, build_primal, choose_primal, primal
 from pipelines.solvers.base import Solution

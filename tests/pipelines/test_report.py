@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import report
-from pipelines.document import Cell, Page, Section, Table, Text, to_html, to_markdown
-from pipelines.verdict import trained_on, verdict
+from pipelines.reports import report
+from pipelines.reports.document import Cell, Page, Section, Table, Text, to_html, to_markdown
+from pipelines.reports.verdict import trained_on, verdict
 from pipelines.wording import (
     NO_PLOTS,
     ORACLE,

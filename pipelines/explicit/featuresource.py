@@ -17,12 +17,12 @@ import numpy as np
 from kernels.arrays import Array, namespace, to_host
 from kernels.features.base import FEATURES, FeatureMap
 
-from . import features, tasks
-from .errors import NumericalError
-from .pools import Pools, kernel_shape
-from .samples import Preprocessed
-from .stores import FeatureStore
-from .tilesource import TileSource
+from .. import features, tasks
+from ..errors import NumericalError
+from ..pools import Pools, kernel_shape
+from ..samples import Preprocessed
+from ..stores import FeatureStore
+from ..tilesource import TileSource
 
 
 class FeatureSource(TileSource, Protocol):

@@ -8,14 +8,15 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from . import feature_products, solvers
-from .experiment import Experiment
+from .. import solvers
+from ..experiment import Experiment
+from ..fit import SMALL, Fitting, Place, Solved, few_threads
+from ..pools import Pools
+from ..solvers.base import Progress, unwatched
+from ..solvers.primal import FeatureOperator
+from ..tilesource import TileSource
+from . import feature_products
 from .featuresource import FeatureSource
-from .fit import SMALL, Fitting, Place, Solved, few_threads
-from .pools import Pools
-from .solvers.base import Progress, unwatched
-from .solvers.primal import FeatureOperator
-from .tilesource import TileSource
 
 REVISION = 1
 """Raised whenever a solve or an evaluation on features gives other numbers, so that stored results are not used

@@ -21,9 +21,9 @@ from kernels.base import KernelError
 from kernels.features.base import FeatureMap
 from kernels.registry import from_description
 
-from .errors import StoreError
-from .results import save_array, sync
-from .stores import disk_errors
+from ..errors import StoreError
+from ..results import save_array, sync
+from ..stores import disk_errors
 
 KIND = "maps"
 DOCUMENT = "map.json"

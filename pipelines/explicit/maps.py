@@ -14,11 +14,12 @@ import numpy as np
 
 from kernels.features.base import FeatureMap
 
-from . import datasets, features, mapfiles, tasks
-from .pools import Pools, kernel_shape
-from .samples import Preprocessed
-from .stores import address
-from .tilesource import parts
+from .. import datasets, features, tasks
+from ..pools import Pools, kernel_shape
+from ..samples import Preprocessed
+from ..stores import address
+from ..tilesource import parts
+from . import mapfiles
 
 
 def learned(

@@ -14,12 +14,12 @@ import numpy as np
 
 from kernels.arrays import Array, namespace, to_host
 
-from .errors import DataError
+from ..errors import DataError
+from ..products import Progress, in_turn, unwatched, write_sums
+from ..site import Site
+from ..tilesource import index_set
 from .feature_strips import Strip, panels, strips
 from .featuresource import FeatureSource
-from .products import Progress, in_turn, unwatched, write_sums
-from .site import Site
-from .tilesource import index_set
 
 STRIP = 4096
 """Samples of a task at most: what it gives is small, and features may have to be computed for it."""

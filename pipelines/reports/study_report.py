@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from . import plots
-from .document import Block, Cell, Figure, Page, Section, Table, Text
-from .report_computed import counted, model_phrase
-from .verdict import TONES, Result, Verdict, at_ridge, is_oracle, metric_of, trained_on, verdict
-from .wording import (
+from ..wording import (
     METRICS,
     NO_PLOTS,
     ORACLE,
@@ -19,6 +15,10 @@ from .wording import (
     score_text,
     seconds_text,
 )
+from . import plots
+from .document import Block, Cell, Figure, Page, Section, Table, Text
+from .report_computed import counted, model_phrase
+from .verdict import TONES, Result, Verdict, at_ridge, is_oracle, metric_of, trained_on, verdict
 
 Rows = tuple[list[str], list[list[str]]]
 """Header and rows, for a terminal."""

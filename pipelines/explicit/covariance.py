@@ -21,14 +21,14 @@ from scipy.linalg.blas import dsyrk
 
 from kernels.arrays import Array, namespace, to_host
 
-from . import tasks
-from .archives import load_arrays, save_arrays
-from .errors import NumericalError
+from .. import tasks
+from ..archives import load_arrays, save_arrays
+from ..errors import NumericalError
+from ..products import Progress, unwatched
+from ..site import Site
+from ..tilesource import parts
 from .feature_strips import PANEL, Strip, panels, strips
 from .featuresource import FeatureSource
-from .products import Progress, unwatched
-from .site import Site
-from .tilesource import parts
 
 STRIP = 16384
 """Samples of a task at most, in whole blocks: writing and adding up what it gives takes a few per cent of its time."""

@@ -12,13 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plots
-from .document import Block, Cell, Code, Figure, Page, Section, Table, Text, write
-from .report_computed import computed_rows, map_rows, model_phrase, stores_tables, time_blocks
-from .report_mistakes import mistakes
-from .study_report import Rows, make_study, ridge_table, study_page, study_table
-from .verdict import TONES, Result, final_fit, is_oracle, metric_of, trained_on, verdict
-from .wording import (
+from ..wording import (
     METRICS,
     NO_PLOTS,
     ORACLE,
@@ -32,6 +26,12 @@ from .wording import (
     score_text,
     seconds_text,
 )
+from . import plots
+from .document import Block, Cell, Code, Figure, Page, Section, Table, Text, write
+from .report_computed import computed_rows, map_rows, model_phrase, stores_tables, time_blocks
+from .report_mistakes import mistakes
+from .study_report import Rows, make_study, ridge_table, study_page, study_table
+from .verdict import TONES, Result, final_fit, is_oracle, metric_of, trained_on, verdict
 
 __all__ = ["build", "build_study", "make_study", "page", "ridge_table", "study_table", "terminal_table"]
 

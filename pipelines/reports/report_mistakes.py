@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..wording import ORACLE, count_text, score_text
 from . import plots
 from .document import Block, Cell, Figure, Section, Table, Text
 from .verdict import Result, is_oracle
-from .wording import ORACLE, count_text, score_text
 
 _LARGEST_NUMBERED_MATRIX = 20
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..wording import bytes_text, count_text, kernel_phrase, paths_text, plain_text, seconds_text
 from . import plots
 from .document import Block, Cell, Figure, Table, Text
 from .verdict import Result
-from .wording import bytes_text, count_text, kernel_phrase, paths_text, plain_text, seconds_text
 
 
 def model_phrase(result: Result) -> str:

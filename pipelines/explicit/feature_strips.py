@@ -10,8 +10,8 @@ import numpy as np
 
 from kernels.arrays import Array, namespace
 
+from ..tilesource import part_of
 from .featuresource import FeatureSource
-from .tilesource import part_of
 
 EVEN = 4
 """Strips are a multiple of this where there are blocks enough: as much work for each of 2 or 4 workers. Workers that

@@ -15,18 +15,19 @@ import numpy as np
 from kernels.base import Cost
 from kernels.features.base import FeatureMap
 
-from . import features, mapfiles, maps, memory, solvers
-from .errors import StoreError
-from .experiment import Experiment
-from .features import prepared_description, preprocessed_description
-from .fit import train_targets
-from .inventory import resumable_bytes
-from .plan_base import Assumed, PlanBase, disk_free
-from .pools import Pools, fit_rows, kernel_shape
-from .solvers.conjugate_gradient import ConjugateGradient
-from .speed import Ask, Speed, calibrate_map, here, map_path, read_rate
-from .stores import FeatureStore, existing
-from .wording import bytes_text, seconds_text
+from .. import features, memory, solvers
+from ..errors import StoreError
+from ..experiment import Experiment
+from ..features import prepared_description, preprocessed_description
+from ..fit import train_targets
+from ..inventory import resumable_bytes
+from ..plan_base import Assumed, PlanBase, disk_free
+from ..pools import Pools, fit_rows, kernel_shape
+from ..solvers.conjugate_gradient import ConjugateGradient
+from ..speed import Ask, Speed, calibrate_map, here, map_path, read_rate
+from ..stores import FeatureStore, existing
+from ..wording import bytes_text, seconds_text
+from . import mapfiles, maps
 
 WORTH = 1.5
 """So many times quicker must streaming be to be preferred: features that are stored serve later runs as well."""
