@@ -1,7 +1,7 @@
 """The command line with small tiles: ``python driver.py SIDE [--no-check] [--delay SECONDS] ARGUMENTS...``
 
---no-check: what the plan would refuse is tried all the same. --delay: each tile takes so much longer, in this
-process and in its workers, so that there is a middle to be killed in.
+--no-check: what the plan would refuse is tried all the same. --delay: each tile, and each block of samples prepared,
+takes so much longer, in this process and in its workers, so that there is a middle to be killed in.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ DELAY = "TEST_TILE_DELAY"
 
 
 def slow_down() -> None:
-    """Make every tile of this process take longer, where the environment says so."""
+    """Make every tile and block of this process take longer, where the environment says so."""
     if DELAY not in os.environ:
         return
-    from pipelines.stores import GramStore
+    from pipelines.stores import FeatureStore, GramStore
 
-    write = GramStore.write_tile
+    def slowed(write):
+        def slowly(*arguments):
+            time.sleep(float(os.environ[DELAY]))
+            return write(*arguments)
 
-    def slowly(self, tile, block):
-        time.sleep(float(os.environ[DELAY]))
-        return write(self, tile, block)
+        return slowly
 
-    setattr(GramStore, "write_tile", slowly)  # noqa: B010
+    setattr(GramStore, "write_tile", slowed(GramStore.write_tile))  # noqa: B010
+    setattr(FeatureStore, "write_block", slowed(FeatureStore.write_block))  # noqa: B010
 
 
 def main() -> None:

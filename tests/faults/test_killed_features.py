@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import feature_driver
 import psutil
@@ -15,7 +16,7 @@ import pytest
 import small
 from drivers import SECONDS, Driver, wait_for
 
-from pipelines import leases
+from pipelines import leases, results
 from pipelines.explicit import mapfiles
 
 PROGRAM = Path(feature_driver.__file__)
@@ -120,3 +121,40 @@ def test_a_worker_killed_in_the_middle_costs_only_its_blocks(
     assert process.returncode == 0, err
     assert int(out.split()[0]) >= feature_driver.BLOCKS
     assert kept(root) == undisturbed
+
+
+FEATURES = {"kind": "nystrom", "landmarks": 30, "selection": "k-means", "blocks": "stored"}
+
+
+def outcome(driver: Driver, root: Path) -> tuple[dict[str, Any], bytes]:
+    """What a run of an experiment with features comes to, and the weights of its model."""
+    facts = driver.facts(root)
+    (weights,) = root.glob("results/**/weights.npy")
+    return {name: facts[name] for name in ("ridge", "validation_accuracy")}, weights.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], bytes]:
+    driver = Driver(tmp_path_factory.mktemp("whole"))
+    driver.write(features=FEATURES)
+    return outcome(driver, driver.folder / "root")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["data", "features", "solve"])
+def test_a_whole_run_on_features_killed_in_any_stage_is_resumed(
+    driver: Driver, root: Path, expected: tuple[dict[str, Any], bytes], stage: str
+) -> None:
+    """Protects every stage of an experiment with features: killed in it, run again, the same weights bit by bit."""
+    driver.write(features=FEATURES)
+    process = driver.start(*driver.command(root), before=("--delay", "0.1"))
+
+    def reached() -> bool:
+        blocks = list(root.glob("features/*/features/c/*/0"))
+        stages = [s["name"] for j in results.journals(root, "small") for s in j["stages"]]
+        return stage in stages and (stage != "features" or len(blocks) >= 3)
+
+    wait_for(reached)
+    driver.kill(process)
+    assert not list(root.glob("results/**/weights.npy"))
+    assert outcome(driver, root) == expected

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import small
+from solve_runs import SolveRun
 
 PROGRAM = Path(__file__).with_name("iterating.py")
-PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +23,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return small.make(experiment, folder / "root").store.path
 
 
-def start(store: Path, folder: Path, workers: int = 0, delay: float = 0.0) -> subprocess.Popen[str]:
-    words = [str(store), str(folder / "solves" / "a"), str(folder / "alpha.npy"), str(workers), str(delay)]
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAM), *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-    )
-
-
-def lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        yield line.strip()
-
-
-def finish(store: Path, folder: Path, workers: int = 0) -> tuple[np.ndarray, list[int]]:
-    """The coefficients, and the numbers of the iterations that were done."""
-    process = start(store, folder, workers)
-    out, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0
-    done = [int(line) for line in out.splitlines() if line.isdigit()]
-    return np.load(folder / "alpha.npy"), done
-
-
 @pytest.fixture(scope="module")
 def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, list[int]]:
-    return finish(store, tmp_path_factory.mktemp("undisturbed"))
+    return SolveRun(PROGRAM, store, tmp_path_factory.mktemp("undisturbed")).finish()
 
 
 @pytest.mark.slow
@@ -67,22 +35,14 @@ def test_a_killed_driver_goes_on_with_the_same_bits(
     """Protects a solve of hours, killed twice: no iteration but those in flight is done again."""
     alpha, iterations = undisturbed
     assert len(iterations) > 20
-    reached = 0
-    for _ in range(2):
-        process = start(store, tmp_path, delay=0.02)
-        for line in lines(process):
-            if int(line) >= reached + 6:
-                break
-        process.kill()
-        process.communicate(timeout=PATIENCE)
-        assert process.returncode == -signal.SIGKILL
-        reached = int(line)
-    assert not (tmp_path / "alpha.npy").exists()
-    again, done = finish(store, tmp_path)
+    run = SolveRun(PROGRAM, store, tmp_path)
+    once = run.kill_driver(0.02, lambda iteration: iteration >= 6)
+    reached = run.kill_driver(0.02, lambda iteration: iteration >= once + 6)
+    again, done = run.finish()
     np.testing.assert_array_equal(again, alpha)
     assert done[0] > reached - 2
     assert done[-1] == iterations[-1]
-    assert not list((tmp_path / "solves" / "a").glob("scratch-*")), "what the dead left is swept"
+    assert not list(run.site.glob("scratch-*")), "what the dead left is swept"
 
 
 @pytest.mark.slow
@@ -90,18 +50,5 @@ def test_a_killed_worker_costs_nothing_but_time(
     store: Path, undisturbed: tuple[np.ndarray, list[int]], tmp_path: Path
 ) -> None:
     """Protects the bits: another worker does its squares, and the sums are taken in the same order."""
-    alpha, _ = undisturbed
-    process = start(store, tmp_path, workers=2, delay=0.02)
-    told = lines(process)
-    pids = [int(word) for word in next(told).split()[1:]]
-    try:
-        for line in told:
-            if int(line) == 5:
-                os.kill(pids[0], signal.SIGKILL)
-                break
-        process.communicate(timeout=PATIENCE)
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(process.pid).kill()
-    assert process.returncode == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "alpha.npy"), alpha)
+    found = SolveRun(PROGRAM, store, tmp_path).kill_worker(0.02, at=5)
+    np.testing.assert_array_equal(found, undisturbed[0])
