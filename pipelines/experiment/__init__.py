@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-FEATURE_METHODS = ("auto", "eigen", "conjugate-gradient")
+FEATURE_METHODS = ("auto", "cholesky", "eigen", "conjugate-gradient")
 """Of solving with explicit features."""
 
 
@@ -110,6 +110,11 @@ class Experiment(Table):
             raise ValueError(
                 f'solve.method = "{method}" works on a matrix, and [features] do without: choose from'
                 f" {', '.join(FEATURE_METHODS)}"
+            )
+        if method == "cholesky" and self.solve.select == "loo":
+            raise ValueError(
+                'solve.method = "cholesky" has no leave-one-out with [features], so select = "loo" cannot be: use'
+                ' select = "gcv" (generalised cross-validation), or method eigen'
             )
         if self.solve.dtype != "float64":
             raise ValueError(

@@ -118,8 +118,8 @@ class Solve(Table):
     """The solver and how the ridge is chosen.
 
     method: "cholesky" and "eigen" hold the matrix in memory, "tiled-cholesky" works out of core, "conjugate-gradient"
-    and "nystrom" take products alone; on explicit features "eigen" is one of their covariance. dtype: of a factor;
-    "mixed" is float32 refined to a float64 residual, and float64 for the ridges where that fails. tolerance,
+    and "nystrom" take products alone; on explicit features "cholesky" and "eigen" take their covariance. dtype: of a
+    factor; "mixed" is float32 refined to a float64 residual, and float64 for the ridges where that fails. tolerance,
     max_iterations: of the iterative methods, which have defaults.
     centres: of nystrom, that many training samples drawn under the experiment's seed.
     """

@@ -13,6 +13,7 @@ from ..experiment import Experiment
 from ..fit import SMALL, Fitting, Place, Solved, few_threads
 from ..pools import Pools
 from ..solvers.base import Progress, unwatched
+from ..solvers.choose import IN_MEMORY
 from ..solvers.primal import FeatureOperator
 from ..tilesource import TileSource
 from . import feature_products
@@ -56,9 +57,6 @@ class _FeatureFitting(Fitting):
     coefficients: ClassVar[str] = "weights"
     revision: ClassVar[int] = REVISION
 
-    def choice_of_one(self) -> solvers.Choice:
-        return self.choice
-
     def solve(
         self,
         choice: solvers.Choice,
@@ -72,7 +70,7 @@ class _FeatureFitting(Fitting):
         features = cast(FeatureSource, self.source)
         small = max(len(rows), features.shape[1]) < SMALL
         # Where features are many, a pass over them is worth sharing out however they are solved for.
-        alone = small and choice.method == "eigen"
+        alone = small and choice.method in IN_MEMORY
         site = None if alone else self.enter_site(solver, rows, targets, ridges)
         with few_threads(small):
             operator = FeatureOperator(features, rows, site)

@@ -47,13 +47,14 @@ ESTIMATED = f"effective dimension estimated with {PROBES} random probes"
 class CholeskyState:
     """The matrix and, in the same array, the factor for one ridge at a time.
 
+    operator: the stored matrix; None where it was made in memory.
     matrix: (n, n) Fortran order. Strictly above the diagonal it holds K. On and below the diagonal it
     holds a lower factor of ``K + factored * I``; ``factored`` is None while there is none.
     diagonal: (n,) of K, in the matrix's dtype.
     pivots: of the symmetric indefinite factor where Cholesky failed by rounding, else None.
     """
 
-    operator: GramOperator
+    operator: GramOperator | None
     ridges: tuple[float, ...]
     shifts: tuple[float, ...]
     jitter: float
@@ -70,7 +71,8 @@ class CholeskyState:
     def apply(self, V: np.ndarray, shift: float) -> np.ndarray:
         """(K + shift I) V in float64, for V (n, t)."""
         # a matrix read into float32 may have been rounded: there the stored tiles are the truth
-        product = _multiply(self, V) if self.matrix.dtype == np.float64 else self.operator.matmul(V)
+        exact = self.matrix.dtype == np.float64
+        product = _multiply(self, V) if exact or self.operator is None else self.operator.matmul(V)
         return product + shift * V
 
 
@@ -110,7 +112,7 @@ class Cholesky(DirectSolver):
             NumericalError: not positive definite at some ridge beyond rounding.
         """
         targets = check_targets(Y, state.n)
-        site = state.operator.site
+        site = None if state.operator is None else state.operator.site
         kept = Checkpoints(None if site is None else site.folder)
         solutions: list[Solution] = []
         for ridge, shift in zip(state.ridges, state.shifts, strict=True):
@@ -179,7 +181,8 @@ class Cholesky(DirectSolver):
 
     def _require_rounding(self, state: CholeskyState, ridge: float, shift: float) -> None:
         """Raise NumericalError unless rounding alone explains why Cholesky failed."""
-        dtypes = (state.operator.dtype, state.matrix.dtype)
+        made = state.matrix.dtype
+        dtypes = (made if state.operator is None else state.operator.dtype, made)
         level = rounding_level(state.n, dtypes, float(np.abs(state.diagonal).max()))
         smallest, largest = extreme_eigenvalues(
             lambda v: _multiply(state, v[:, None])[:, 0], state.n, tolerance=level / 10

@@ -14,7 +14,7 @@ from ..memory import WORKER_BASE_BYTES
 from ..tasks import WINDOW
 from ..wording import seconds_text
 from . import conjugate_gradient
-from .choose import COMFORT, Choice, price, unfit
+from .choose import COMFORT, IN_MEMORY, Choice, price, unfit
 from .costs import (
     EIGEN_COST,
     GUESSED_ITERATIONS,
@@ -27,15 +27,15 @@ from .costs import (
 )
 from .iterated import PROBES
 from .preconditioner import preconditioner_bytes, rank_within
-from .primal import SKETCH, PrimalEigen, PrimalGradients, PrimalSolver
+from .primal import SKETCH, PrimalCholesky, PrimalEigen, PrimalGradients, PrimalSolver
 
 RANK = 2 * SKETCH
 """Columns that the preconditioner is expected to take at most."""
 
 
 def choose_primal(method: str, problem: Problem, width: int, means: Means) -> Choice:
-    """How to solve a problem on ``width`` features: by the method named, "eigen" or "conjugate-gradient", or with
-    "auto" by the quicker one that fits.
+    """How to solve a problem on ``width`` features: by the method named, "cholesky", "eigen" or "conjugate-gradient",
+    or with "auto" by the quickest one that fits.
 
     problem: as for kernels, where ``itemsize`` and ``side`` are those of a feature and of a block of rows, and
     ``missing_entries`` and ``predicted`` count features, ``means.speed.entries`` features per second. ``tiles``,
@@ -50,7 +50,9 @@ def choose_primal(method: str, problem: Problem, width: int, means: Means) -> Ch
     if method != "auto":
         return Choice(fitting[0], f"{method}: asked for{_where(fitting[0], problem, width)}")
     easy = [
-        one for one in fitting if one.method != "eigen" or one.driver_bytes <= COMFORT * means.driver_bytes
+        one
+        for one in fitting
+        if one.method not in IN_MEMORY or one.driver_bytes <= COMFORT * means.driver_bytes
     ]
     best = min(easy or fitting, key=price)
     text = f"{best.method}{_where(best, problem, width)}: about {seconds_text(best.seconds)}"
@@ -71,8 +73,9 @@ def build_primal(solve: Solve, choice: Choice, *, seed: int, loo: bool) -> Prima
     Raises:
         ExperimentError: an option that the method refuses.
     """
-    if choice.method == "eigen":
-        return PrimalEigen(solve.dtype, solve.jitter, solve.absolute, loo)
+    if choice.method in IN_MEMORY:
+        direct = PrimalEigen if choice.method == "eigen" else PrimalCholesky
+        return direct(solve.dtype, solve.jitter, solve.absolute, loo)
     options: dict[str, Any] = {
         key: value for key in ("tolerance", "max_iterations") if (value := getattr(solve, key)) is not None
     }
@@ -87,18 +90,28 @@ def build_primal(solve: Solve, choice: Choice, *, seed: int, loo: bool) -> Prima
 
 
 def _estimates(problem: Problem, width: int, means: Means) -> Iterator[Estimate]:
-    for one in (_eigen(problem, width, means), _gradients(problem, width, means)):
-        yield replace(one, obstacle=obstacle_of(one, problem, means))
+    for one in (
+        *(_direct(method, problem, width, means) for method in IN_MEMORY),
+        _gradients(problem, width, means),
+    ):
+        yield replace(one, obstacle=_obstacle(one, problem, width, means))
 
 
-def _eigen(problem: Problem, width: int, means: Means) -> Estimate:
+def _obstacle(one: Estimate, problem: Problem, width: int, means: Means) -> str:
+    if problem.loo and one.method == "cholesky":
+        return "has no leave-one-out on features"
+    return obstacle_of(one, problem, means)
+
+
+def _direct(method: str, problem: Problem, width: int, means: Means) -> Estimate:
+    """By "cholesky" or "eigen"; what is trained again is trained at one ridge, by a factor."""
     n, r, t = problem.n, problem.ridges, problem.columns
     together, size, dual = means.speed.worker * means.workers, min(n, width), n < width
     hat = problem.loo and not dual
-    seconds = EIGEN_COST * size**3 / 3 / means.speed.operations
+    factor = size**3 / 3 / means.speed.operations
     # Of the last pass: predictions, residuals, leverages.
-    seconds += (4.0 * r * t + (2.0 * width if hat else 0.0)) * n * width / together
-    driver = solve_bytes("eigen", size, "float64") + 4 * (n + width) * r * t * 8
+    seconds = (4.0 * r * t + (2.0 * width if hat else 0.0)) * n * width / together
+    driver = solve_bytes(method, size, "float64") + 4 * (n + width) * r * t * 8
     strip, kept = min(n, feature_products.STRIP), width * width * 8 if hat else 0
     worker = problem.side * width * problem.itemsize + kept
     worker += (2 * feature_strips.PANEL + 5 * r * t) * width * 8 + 2 * strip * r * (t + 1) * 8
@@ -108,11 +121,15 @@ def _eigen(problem: Problem, width: int, means: Means) -> Estimate:
         held = min(8 * n * width, covariance.HELD_BYTES)
         reads = means.workers * (math.ceil(8 * n * width / held) + 1) / 2 + 2
         seconds += n * n * width / means.speed.operations + 2.0 * n * width * r * t / together
-        return _whole("eigen", problem, width, means, reads, seconds, driver + held, worker, disk)
-    seconds += n * width**2 / together
-    worker = max(worker, covariance.worker_bytes(problem.side, width, problem.itemsize, t))
-    disk += covariance.disk_bytes(width, means.workers)
-    return _whole("eigen", problem, width, means, 2.0, seconds, driver, worker, disk)
+        driver += held
+    else:
+        reads = 2.0
+        seconds += n * width**2 / together
+        worker = max(worker, covariance.worker_bytes(problem.side, width, problem.itemsize, t))
+        disk += covariance.disk_bytes(width, means.workers)
+    found = _whole(method, problem, width, means, reads, seconds, driver, worker, disk)
+    factors = (EIGEN_COST if method == "eigen" else r) + (1 if problem.refit else 0)
+    return replace(found, seconds=found.seconds + factors * factor)
 
 
 def _gradients(problem: Problem, width: int, means: Means) -> Estimate:
@@ -170,8 +187,8 @@ def _whole(
 
 
 def _where(one: Estimate, problem: Problem, width: int) -> str:
-    """Which of the two matrices is decomposed, where it is not the covariance of the features."""
-    if one.method != "eigen" or problem.n >= width:
+    """Which of the two matrices is solved with, where it is not the covariance of the features."""
+    if one.method not in IN_MEMORY or problem.n >= width:
         return ""
     return f" in the dual, {problem.n:,} samples being fewer than {width:,} features"
 

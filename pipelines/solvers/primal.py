@@ -1,7 +1,8 @@
 """Ridge regression on explicit features: weights w of (Phi^T Phi + n*lambda*I) w = Phi^T Y (SPEC F7, R1, R4 to R6, R9).
 
-By one eigendecomposition for the whole path of ridges, of the smaller of Phi^T Phi and Phi Phi^T, or by conjugate
-gradients where neither fits the memory. Both give a ``Solution`` whose ``alpha`` are the weights (width, t), whose
+Of the smaller of Phi^T Phi and Phi Phi^T by one eigendecomposition for the whole path of ridges or by a Cholesky factor
+for each ridge, or by conjugate gradients where neither fits the memory. All give a ``Solution`` whose ``alpha`` are the
+weights (width, t), whose
 ``residual`` |(Phi^T Phi + shift I) w - Phi^T Y|_F / |Phi^T Y|_F is measured by a pass over the features, not taken
 from a matrix that was accumulated, and whose ``fitted`` are the predictions on the training samples.
 """
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import eigh
 
-from ..errors import DataError, NumericalError
+from ..errors import DataError, ExperimentError, NumericalError
 from ..explicit.covariance import Moments, inner_products, moments
 from ..explicit.feature_products import Asked, Found, flattened, stream, unflattened
 from ..explicit.featuresource import FeatureSource
@@ -30,6 +31,7 @@ from .base import (
     DirectSolver,
     Progress,
     Solution,
+    Status,
     check_ridges,
     check_targets,
     final_status,
@@ -39,6 +41,7 @@ from .base import (
     shifts,
     unwatched,
 )
+from .cholesky import Cholesky, CholeskyState
 from .conjugate_gradient import ConjugateGradient
 from .eigen import inverse_diagonals
 from .iterated import Iterative
@@ -116,6 +119,85 @@ class PrimalSolver(Protocol):
 
 
 @dataclass(frozen=True)
+class _Path:
+    """Regressions on the same features and targets for a path of ridges.
+
+    dual: whether they are solved by Phi Phi^T rather than Phi^T Phi. right: (m, t) what is solved for with that matrix
+    (m, m). shifts: what each ridge adds to its diagonal, ``jitter`` of it beside the ridge.
+    """
+
+    operator: FeatureOperator
+    ridges: tuple[float, ...]
+    targets: np.ndarray
+    dual: bool
+    right: np.ndarray
+    shifts: tuple[float, ...]
+    jitter: float
+    started: float
+
+    @classmethod
+    def of(
+        cls, solver: DirectSolver, operator: FeatureOperator, ridges: Sequence[float], Y: ArrayLike
+    ) -> tuple[_Path, np.ndarray]:
+        """The path, and the matrix: float64 in Fortran order, its upper triangle. Nothing else refers to it."""
+        values, targets = check_ridges(ridges), check_targets(Y, operator.n)
+        started, dual = perf_counter(), operator.n < operator.width
+        matrix, right = _system(operator, targets, dual)
+        mean = float(matrix.diagonal().sum()) / operator.n
+        added, jitter = shifts(values, np.broadcast_to(mean, operator.n), solver.jitter, solver.absolute)
+        return cls(operator, values, targets, dual, right, added, jitter, started), matrix
+
+    def weights(self, solved: np.ndarray) -> np.ndarray:
+        """(r, width, t) weights of the (r, m, t) solutions with the matrix."""
+        W = solved
+        if self.dual:
+            W = unflattened(self.operator.stream(Asked(Y=flattened(solved))).seen, solved.shape)
+        for ridge, w in zip(self.ridges, W, strict=True):
+            require_finite(w, ridge)
+        return W
+
+    def seen(self, W: np.ndarray, vectors: np.ndarray | None = None, by: np.ndarray | None = None) -> Found:
+        """What a pass over the features sees of the weights; of leverages as well where vectors are given."""
+        return self.operator.stream(Asked(flattened(W), self.targets, vectors, by))
+
+    def solutions(
+        self,
+        W: np.ndarray,
+        seen: Found,
+        dimensions: Sequence[float | None],
+        *,
+        loos: Sequence[np.ndarray | None],
+        indefinite: Sequence[bool],
+        notes: Sequence[tuple[str, ...]],
+    ) -> tuple[Solution, ...]:
+        fitted, normal = (unflattened(one, W.shape) for one in (seen.values, seen.normal))
+        scale = float(np.linalg.norm(seen.seen))
+        seconds = (perf_counter() - self.started) / len(self.ridges)
+        made = []
+        for k, (ridge, shift) in enumerate(zip(self.ridges, self.shifts, strict=True)):
+            error = float(np.linalg.norm(normal[k] + shift * W[k] - seen.seen))
+            residual = error / scale if scale else 0.0
+            made.append(
+                Solution(
+                    alpha=W[k],
+                    ridge=ridge,
+                    shift=shift,
+                    status=final_status(residual, indefinite[k]),
+                    residual=residual,
+                    iterations=0,
+                    effective_dimension=dimensions[k],
+                    seconds=seconds,
+                    peak_bytes=peak_bytes(),
+                    loo=loos[k],
+                    jitter=self.jitter,
+                    notes=(*jitter_notes(self.jitter), *quality_notes(residual, "float64"), *notes[k]),
+                    fitted=fitted[k],
+                )
+            )
+        return tuple(made)
+
+
+@dataclass(frozen=True)
 class PrimalEigen(DirectSolver):
     """Phi^T Phi = U diag(s) U^T once gives all ridges: w = U (s + n*lambda)^-1 U^T Phi^T Y (R4).
 
@@ -141,64 +223,89 @@ class PrimalEigen(DirectSolver):
             DataError: targets of another shape, or not finite.
             NumericalError: features or what is computed of them are not finite.
         """
-        values, targets = check_ridges(ridges), check_targets(Y, operator.n)
-        started, dual = perf_counter(), operator.n < operator.width
-        matrix, right = _system(operator, targets, dual)
-        mean = float(matrix.diagonal().sum()) / operator.n
-        added, jitter = shifts(values, np.broadcast_to(mean, operator.n), self.jitter, self.absolute)
+        path, matrix = _Path.of(self, operator, ridges, Y)
+        targets, count = path.targets, len(path.ridges)
         spectrum, vectors = _decomposed(matrix)
         del matrix
-        weights = 1.0 / (spectrum[:, None] + np.array(added))
-        coordinates = vectors.T @ right
+        weights = 1.0 / (spectrum[:, None] + np.array(path.shifts))
+        coordinates = vectors.T @ path.right
         solved = np.stack([vectors @ (w[:, None] * coordinates) for w in weights.T])
-        W = solved
-        if dual:
-            W = unflattened(operator.stream(Asked(Y=flattened(solved))).seen, solved.shape)
-        for ridge, w in zip(values, W, strict=True):
-            require_finite(w, ridge)
-        hat = self.loo and not dual
-        seen = operator.stream(
-            Asked(flattened(W), targets, vectors if hat else None, weights if hat else None)
-        )
-        fitted, normal = (unflattened(one, W.shape) for one in (seen.values, seen.normal))
-        scale = float(np.linalg.norm(seen.seen))
-        loos: list[np.ndarray | None] = [None] * len(values)
+        W = path.weights(solved)
+        hat = self.loo and not path.dual
+        seen = path.seen(W, vectors, weights) if hat else path.seen(W)
+        loos: list[np.ndarray | None] = [None] * count
         if hat:
             rounding = LOST * np.finfo(np.float64).eps * spectrum[-1]
+            fitted = unflattened(seen.values, W.shape)
             loos = [
                 targets - (targets - f) / left[:, None] if left.min() > rounding / shift else None
-                for f, left, shift in zip(fitted, 1.0 - seen.leverages.T, added, strict=True)
+                for f, left, shift in zip(fitted, 1.0 - seen.leverages.T, path.shifts, strict=True)
             ]
         elif self.loo:
             loos = list(targets - solved / inverse_diagonals(vectors, weights).T[:, :, None])
-        dimensions = spectrum @ weights
-        seconds = (perf_counter() - started) / len(values)
-        progress(len(values), len(values), RIDGES)
-        solutions = []
-        for k, (ridge, shift) in enumerate(zip(values, added, strict=True)):
-            error = float(np.linalg.norm(normal[k] + shift * W[k] - seen.seen))
-            residual = error / scale if scale else 0.0
-            notes = (*jitter_notes(jitter), *quality_notes(residual, "float64"))
-            if self.loo and loos[k] is None:
-                notes += ("rounding leaves nothing of some leave-one-out residuals at this ridge",)
-            solutions.append(
-                Solution(
-                    alpha=W[k],
-                    ridge=ridge,
-                    shift=shift,
-                    status=final_status(residual),
-                    residual=residual,
-                    iterations=0,
-                    effective_dimension=float(dimensions[k]),
-                    seconds=seconds,
-                    peak_bytes=peak_bytes(),
-                    loo=loos[k],
-                    jitter=jitter,
-                    notes=notes,
-                    fitted=fitted[k],
-                )
-            )
-        return tuple(solutions)
+        lost = ("rounding leaves nothing of some leave-one-out residuals at this ridge",)
+        progress(count, count, RIDGES)
+        return path.solutions(
+            W,
+            seen,
+            (spectrum @ weights).tolist(),
+            loos=loos,
+            indefinite=[False] * count,
+            notes=[lost if self.loo and loo is None else () for loo in loos],
+        )
+
+
+@dataclass(frozen=True)
+class PrimalCholesky(DirectSolver):
+    """A factor of Phi^T Phi + n*lambda*I for each ridge, or of Phi Phi^T + n*lambda*I where samples are fewer (F7).
+
+    One matrix of memory, and for few ridges a fraction of the time of eigenvectors; no leave-one-out. The effective
+    dimension is estimated where the matrix is large.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loo:
+            raise ExperimentError('solve.method = "cholesky" has no leave-one-out on features; use "eigen"')
+
+    def solve(
+        self,
+        operator: FeatureOperator,
+        ridges: Sequence[float],
+        Y: ArrayLike,
+        progress: Progress = unwatched,
+    ) -> tuple[Solution, ...]:
+        """One solution per ridge for (n,) or (n, t) targets.
+
+        Two passes over the features (three in the dual), of which a site keeps the sums of the first.
+
+        Raises:
+            ExperimentError: no ridge, or one that is not finite and positive.
+            DataError: targets of another shape, or not finite.
+            NumericalError: features or what is computed of them are not finite, or the matrix is not positive
+                definite at some ridge beyond rounding.
+        """
+        path, matrix = _Path.of(self, operator, ridges, Y)
+        count, solver = len(path.ridges), Cholesky("float64", absolute=True)
+        state = CholeskyState(None, path.ridges, path.shifts, 0.0, matrix, matrix.diagonal().copy(), 0.0)
+        found: list[Solution] = []
+        for ridge, shift in zip(path.ridges, path.shifts, strict=True):
+            progress(len(found), count, RIDGES)
+            found.append(solver.solve_one(state, ridge, shift, path.right))
+        del state, matrix
+        W = path.weights(np.stack([one.alpha for one in found]))
+        progress(count, count, RIDGES)
+        return path.solutions(
+            W,
+            path.seen(W),
+            [one.effective_dimension for one in found],
+            loos=[None] * count,
+            indefinite=[one.status is Status.INDEFINITE for one in found],
+            notes=[
+                tuple(note for note in one.notes if note not in quality_notes(one.residual, "float64"))
+                for one in found
+            ],
+        )
 
 
 def _system(operator: FeatureOperator, Y: np.ndarray, dual: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -88,9 +88,10 @@ def test_features_of_another_kind_replace_those_of_the_base(path: Path) -> None:
         (["features.kind=[1]"], "features.kind = .* is unknown"),
         (["features=3"], "features: must be a table"),
         (
-            ["solve.method=cholesky"],
-            'solve.method = "cholesky" .*choose from auto, eigen, conjugate-gradient',
+            ["solve.method=tiled-cholesky"],
+            'solve.method = "tiled-cholesky" .*choose from auto, cholesky, eigen, conjugate-gradient',
         ),
+        (["solve.method=cholesky", "solve.select=loo"], "no leave-one-out with .features..*gcv"),
         (["solve.method=nystrom", "solve.centres=5"], 'solve.method = "nystrom" .*choose from'),
         (["solve.method=conjugate-gradient", "solve.select=loo"], "has no leave-one-out"),
         (["solve.dtype=float32"], 'solve.dtype = "float32" has no meaning with .features.'),
