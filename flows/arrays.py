@@ -19,8 +19,9 @@ from pipelines import datasets, features, gram, pools, speed
 from pipelines.array_files import open_array
 from pipelines.errors import DataError, DoesNotFit, ExperimentError
 from pipelines.experiment import read_kernel
+from pipelines.files import disk_errors
 from pipelines.preprocessing import Preprocessing
-from pipelines.stores import GramStore, disk_errors
+from pipelines.stores import GramStore
 from pipelines.wording import bytes_text
 
 from .machines import Cluster

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import features, fit, model
+from pipelines import features, fit, modelfiles
 from pipelines.explicit import feature_fit, feature_plan, mapfiles, maps
 from pipelines.explicit.featuresource import FeatureSource, StoredFeatures, stream
 from pipelines.features import prepared_description
@@ -126,7 +126,7 @@ class FeatureWork(Work):
         )
 
     def _save_model(self) -> None:
-        model.save(
+        modelfiles.save(
             self._folder,
             pools=self.pools,
             kernel=self.map,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import features, fit, gram, matrices, model, plan, results
+from pipelines import features, fit, gram, matrices, modelfiles, plan, results
 from pipelines.recomputed import RecomputedTiles
 from pipelines.stores import GramStore
 
@@ -161,7 +161,7 @@ class MatrixWork(Work):
         )
 
     def _save_model(self) -> None:
-        model.save(
+        modelfiles.save(
             self._folder,
             pools=self.pools,
             kernel=self.experiment.kernel_object,

@@ -16,12 +16,12 @@ import numpy as np
 from cluster.profiles import Profile
 from cluster.signals import sigterm_unwinds
 from cluster.watchdog import explain
-from pipelines import gram, model, predictions, results, tasks
+from pipelines import gram, modelfiles, predictions, results, tasks
 from pipelines.array_files import open_array
 from pipelines.errors import DataError, ExperimentError
 from pipelines.experiment import Study
+from pipelines.files import disk_errors
 from pipelines.site import Site
-from pipelines.stores import disk_errors
 
 from .machines import Cluster
 from .work import Display
@@ -57,7 +57,7 @@ def predict_arrays(
     _check_outputs(outputs)
     root = root.resolve()
     folder, result = results.newest(root, experiment.name, experiment.table())
-    fitted = model.load(folder)
+    fitted = modelfiles.load(folder)
     X = fitted.check(_open(x), str(x))
     working = root / "solves" / f"prediction-{results.new_run_id()}"
     with sigterm_unwinds(), Cluster(Profile.load(profile), root, display.line) as cluster:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from .results import sync
-from .stores import disk_errors
+from .files import disk_errors, replacing
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], durable: bool = True) -> None:
@@ -22,19 +19,10 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], durable: bool = Tr
     Raises:
         DiskFull: no space is left.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                np.savez(stream, allow_pickle=False, **arrays)
-            if durable:
-                sync(temporary)
-            os.replace(temporary, path)
-            if durable:
-                sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, durable=durable) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -18,13 +18,14 @@ from kernels.base import Prepared
 from . import features, leases, operators, speed
 from .explicit import mapfiles
 from .explicit.featuresource import StreamedFeatures
-from .fitted import Expansion, LinearModel, Model
+from .files import disk_errors
+from .model import Expansion, LinearModel, Model
 from .pools import axis_of
 from .products import SQUARE, Progress, in_turn, unwatched, write_sums
 from .recomputed import RecomputedTiles
 from .samples import Preprocessed
 from .site import Site
-from .stores import FeatureStore, PoolStore, disk_errors
+from .stores import FeatureStore, PoolStore
 
 SLAB_BYTES = 2**28
 """Samples that lie on the disk at a time: prepared ones, or raw ones where features are streamed."""

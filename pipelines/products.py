@@ -7,8 +7,6 @@ out however many workers there are.
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +19,8 @@ from numpy.typing import DTypeLike
 from kernels.arrays import Array, namespace, to_host
 
 from . import tasks
+from .files import replacing
 from .site import Site
-from .stores import disk_errors
 from .tiles import Rectangle, Tile, rectangles
 from .tilesource import Part, TileSource, part_of, parts, tile_of
 
@@ -178,14 +176,10 @@ class _InTurn:
 
 def write_sums(task: Numbered, job: Written, sums: Iterable[np.ndarray]) -> None:
     """Write a task's float64 arrays one after the other into its file, whole."""
-    path = _file(job.out, task.number)
     # Dask may run a task twice, at the same time even.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with disk_errors(path.parent):
-        with temporary.open("wb") as stream:
-            for values in sums:
-                stream.write(np.ascontiguousarray(values).data)
-        os.replace(temporary, path)
+    with replacing(_file(job.out, task.number)) as temporary, temporary.open("wb") as stream:
+        for values in sums:
+            stream.write(np.ascontiguousarray(values).data)
 
 
 def multiply(square: Square, job: Product) -> tuple[Part, ...]:

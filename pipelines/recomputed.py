@@ -19,8 +19,9 @@ from kernels.base import Kernel, Prepared, digest
 from . import device, gram, memory
 from .errors import NumericalError
 from .features import load_kernel
+from .files import disk_errors
 from .site import Site
-from .stores import FeatureStore, disk_errors
+from .stores import FeatureStore
 from .tilesource import TileSource, parts
 
 SCATTERED = 2

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import leases
 from .errors import RootError, StoreError
-from .stores import disk_errors
+from .files import disk_errors, sync
 from .tiles import as_ranges
 
 
@@ -271,12 +271,3 @@ def tiles_of(rows: Mapping[str, list[list[int]]]) -> set[tuple[int, int]]:
 def blocks_of(ranges: Iterable[Sequence[int]]) -> set[int]:
     """Numbers from ranges [start, stop)."""
     return {block for start, stop in ranges for block in range(start, stop)}
-
-
-def sync(path: Path) -> None:
-    """Make a file or a folder durable: what is in it outlives a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

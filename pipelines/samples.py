@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,10 +13,11 @@ import numpy as np
 
 from kernels.base import digest
 
+from .archives import save_arrays
 from .errors import ChunkLost
 from .pools import Pools
 from .preprocessing import Preprocessing
-from .stores import FeatureStore, PoolStore, disk_errors, open_store
+from .stores import FeatureStore, PoolStore, open_store
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,7 @@ def fitted_state(pools: Pools, root: Path) -> str | None:
     if not path.exists():
         store = pool_store(pools, root)
         state = pools.preprocessing.fit(store.samples)
-        temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.npz")
-        with disk_errors(root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, allow_pickle=False, **state)
-            os.replace(temporary, path)
+        save_arrays(path, state, durable=False)
     return str(path)
 
 

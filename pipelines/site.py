@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from . import leases, tasks
-from .stores import disk_errors
+from .files import disk_errors
 
 
 class Site:

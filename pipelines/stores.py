@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count
@@ -29,7 +29,8 @@ import numpy as np
 from kernels.base import Prepared, digest
 
 from . import leases
-from .errors import ChunkLost, DiskFull, NumericalError, StoreError
+from .errors import ChunkLost, NumericalError, StoreError
+from .files import disk_errors, replacing
 from .tile_files import map_tile_file, read_tile_file, write_tile_file
 from .tiles import Grid, Tile
 
@@ -625,23 +626,6 @@ def folder_bytes(path: Path) -> int:
     return total
 
 
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "read-only" into errors that say where and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path).free if path.exists() else 0
-            raise DiskFull(
-                f"no space left for {path} ({free / 2**20:.0f} MiB free); what is stored is kept:"
-                " make room (megagram store clean) or choose another --root, then run again"
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise StoreError(f"{path} cannot be written ({error.strerror}); choose another --root") from error
-        raise
-
-
 def _open_or_create(
     root: Path,
     kind: str,
@@ -733,10 +717,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with disk_errors(path.parent):
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2))
-        os.replace(temporary, path)
 
 
 def _first_line(error: BaseException) -> str:

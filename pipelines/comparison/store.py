@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import disk_errors, replacing, sync
 from ..reports.document import Page, write
-from ..results import sync
-from ..stores import disk_errors
 
 FOLDER = "comparisons"
 POINTS = "points"
@@ -31,11 +30,10 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def keep(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     """Write a point, whole, and return it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(value))
-        os.replace(temporary, path.with_suffix(".json"))
     return value
 
 

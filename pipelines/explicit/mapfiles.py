@@ -22,8 +22,8 @@ from kernels.features.base import FeatureMap
 from kernels.registry import from_description
 
 from ..errors import StoreError
-from ..results import save_array, sync
-from ..stores import disk_errors
+from ..files import disk_errors, sync
+from ..results import save_array
 
 KIND = "maps"
 DOCUMENT = "map.json"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..results import save_array, sync
-from ..stores import disk_errors
+from ..files import disk_errors, sync
+from ..results import save_array
 from .base import Solution, Status
 
 ARRAYS = ("alpha", "loo", "fitted")

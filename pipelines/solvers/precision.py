@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from ..stores import disk_errors
+from ..files import replacing
 
 SINGLE = "a float32 factor, refined to a float64 residual, was enough at this ridge"
 DOUBLE = "a float64 factor was used: a float32 one is not enough at this ridge"
@@ -40,7 +38,5 @@ class Precision:
         """
         self._largest = max(self._largest, ridge)
         if self._path is not None:
-            temporary = self._path.with_name(f".{FILE}.{uuid.uuid4().hex[:8]}")
-            with disk_errors(self._path.parent):
+            with replacing(self._path) as temporary:
                 temporary.write_text(repr(self._largest))
-                os.replace(temporary, self._path)

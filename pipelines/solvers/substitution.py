@@ -7,8 +7,6 @@ columns, and solves for its part. So the sums are the same however many workers 
 
 from __future__ import annotations
 
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +15,8 @@ import numpy as np
 from kernels.arrays import Array, namespace, to_host
 
 from .. import tasks
+from ..files import replacing
 from ..site import Site
-from ..stores import disk_errors
 from ..tiles import Tile
 from . import tile_arithmetic
 from .tiled_factor import HELD, FactorJob
@@ -125,12 +123,8 @@ def take(block: Tile, task: Substitution) -> None:
             for j in task.tiles(task.order(column)):
                 to, of = _extent(task, i, first), _extent(task, j, others)
                 result[to] += _tile(task, i, j) @ known[of]
-    path = task.file(block)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with disk_errors(path.parent):
-        with temporary.open("wb") as stream:
-            np.save(stream, to_host(result))
-        os.replace(temporary, path)
+    with replacing(task.file(block)) as temporary, temporary.open("wb") as stream:
+        np.save(stream, to_host(result))
 
 
 def _solve(task: Substitution, number: int, values: Array) -> Array:

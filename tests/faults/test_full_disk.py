@@ -9,7 +9,7 @@ from drivers import SECONDS, TILES, Driver, Undisturbed, fill, tile_files
 
 from flows.arrays import _dense
 from pipelines.errors import DiskFull
-from pipelines.stores import disk_errors
+from pipelines.files import disk_errors
 
 SLOW = pytest.mark.slow
 

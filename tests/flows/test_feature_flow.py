@@ -11,7 +11,7 @@ import pytest
 
 from flows import status
 from flows.run import Outcome, facts, rebuild_reports, run_study
-from pipelines import inventory, model, results
+from pipelines import inventory, modelfiles, results
 from pipelines.experiment import load
 from pipelines.stores import FeatureStore
 from pipelines.verify import verify
@@ -178,7 +178,7 @@ def test_the_saved_model_scores_as_the_run_did(tmp_path: Path) -> None:
     """Protects prediction: weights and map in the result's folder give the test scores of the run."""
     outcome = ran(tmp_path)
     folder = outcome.report.parent
-    saved = model.load(folder)
+    saved = modelfiles.load(folder)
     X = (load_digits_images()[400:700] / 16).astype(np.float32)
     scores = saved.kernel.features(X) @ saved.weights
     np.testing.assert_allclose(scores, np.load(folder / "test_scores.npy"), rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ import pytest
 from flows import predict as command
 from flows.display import Terminal
 from flows.run import run_study
-from pipelines import experiment, features, model, pools
+from pipelines import experiment, features, modelfiles, pools
 from pipelines.errors import ExperimentError
 from pipelines.matrices import run_kernel
 
@@ -54,7 +54,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         for path in (folder / "root" / "features").glob("*/zarr.json")
         if json.loads(path.read_text())["attributes"]["description"].get("prepared") == made["prepared"]
     )
-    model.save(
+    modelfiles.save(
         result,
         pools=found,
         kernel=one.kernel_object,

@@ -17,7 +17,7 @@ from tiny_map import LINEAR, tiny
 
 from kernels.features.base import FeatureMap
 from kernels.registry import feature_map, from_description
-from pipelines import features, fitted, model, pools, predictions, results, tasks
+from pipelines import features, model, modelfiles, pools, predictions, results, tasks
 from pipelines.errors import DataError, NumericalError, StoreError
 from pipelines.experiment import Experiment
 from pipelines.explicit import maps
@@ -57,7 +57,7 @@ def save(
     folder.mkdir(parents=True)
     results.save_array(folder, "weights", weights)
     results.save_array(folder, "rows", rows)
-    model.save(
+    modelfiles.save(
         folder, pools=resolved, kernel=learned, dtype=dtype, features_path=None, ridge=RIDGE, root=root
     )
     if not keep_root:
@@ -97,8 +97,8 @@ def saved(request: pytest.FixtureRequest, samples: small.Samples, root: Path, tm
 def test_a_model_predicts_what_was_fitted_without_its_root(saved: Saved, tmp_path: Path) -> None:
     """Protects ``predict``: map, preprocessing and labels come with the model; where it lies does not matter."""
     moved = saved.folder.rename(tmp_path / "elsewhere")
-    found = model.load(moved)
-    assert isinstance(found, fitted.LinearModel)
+    found = modelfiles.load(moved)
+    assert isinstance(found, model.LinearModel)
     assert (found.ridge, len(found.rows)) == (RIDGE, 40)
     with site(tmp_path) as working:
         scores = predictions.predict(found, saved.X, tmp_path / "no root", working)
@@ -127,7 +127,7 @@ def test_workers_and_slabs_do_not_change_a_bit(
     """Protects reproducible predictions: any number of workers, any slabs, neither features nor samples are left."""
     one = samples.experiment(data={"preprocess": ["standardise"]}, gram={"dtype": "float32"})
     saved = save(one, tiny(12), root, tmp_path / "result")
-    found = model.load(saved.folder)
+    found = modelfiles.load(saved.folder)
     with site(tmp_path) as working:
         alone = predictions.predict(found, saved.X, root, working)
     monkeypatch.setattr(predictions, "SLAB_BYTES", 2 * 16 * saved.X[:1].nbytes)
@@ -158,7 +158,7 @@ def test_wide_features_are_multiplied_in_parts(
     saved = save(samples.experiment(), tiny(12), root, tmp_path / "result")
     monkeypatch.setattr(predictions, "PART_BYTES", 5 * 12 * 8)
     with site(tmp_path) as working:
-        scores = predictions.predict(model.load(saved.folder), saved.X, root, working)
+        scores = predictions.predict(modelfiles.load(saved.folder), saved.X, root, working)
     np.testing.assert_allclose(scores, saved.scores, atol=1e-10 * np.abs(saved.scores).max())
 
 
@@ -178,7 +178,7 @@ def test_digits_are_told_apart(root: Path, tmp_path: Path) -> None:
         }
     )
     saved = save(one, random_features(300), root, tmp_path / "result")
-    found = model.load(saved.folder)
+    found = modelfiles.load(saved.folder)
     unseen = slice(600, 900)
     with site(tmp_path) as working:
         scores = predictions.predict(found, saved.X[unseen], root, working)
@@ -204,7 +204,7 @@ def test_a_damaged_model_is_refused(saved: Saved, spoil: Any, said: str) -> None
     spoil(saved.folder)
     before = sorted(saved.folder.rglob("*"))
     with pytest.raises(StoreError, match=rf"{saved.folder}: the .*{said}.*; run the experiment again"):
-        _ = model.load(saved.folder).kernel
+        _ = modelfiles.load(saved.folder).kernel
     assert sorted(saved.folder.rglob("*")) == before
 
 
@@ -215,7 +215,7 @@ def test_a_map_of_another_model_is_refused(saved: Saved, samples: small.Samples,
     shutil.rmtree(saved.folder / "map")
     shutil.copytree(other.folder / "map", saved.folder / "map")
     with pytest.raises(StoreError, match="other numbers in this version"):
-        _ = model.load(saved.folder).kernel
+        _ = modelfiles.load(saved.folder).kernel
 
 
 @pytest.mark.parametrize("saved", ["learned"], indirect=True)
@@ -226,13 +226,13 @@ def test_an_exact_kernel_has_no_weights(saved: Saved) -> None:
     document["kernel"]["description"] = from_description(LINEAR).describe()
     path.write_text(json.dumps(document))
     with pytest.raises(StoreError, match="dot-product kernel has no explicit features"):
-        _ = model.load(saved.folder).kernel
+        _ = modelfiles.load(saved.folder).kernel
 
 
 @pytest.mark.parametrize("saved", ["learned"], indirect=True)
 def test_new_samples_are_checked(saved: Saved, tmp_path: Path) -> None:
     """Protects as for expansions: shapes are refused, and features that are not finite named by the sample."""
-    found = model.load(saved.folder)
+    found = modelfiles.load(saved.folder)
     with site(tmp_path) as working, np.errstate(over="ignore"):
         with pytest.raises(DataError, match=r"X has shape \(3, 4\)"):
             predictions.predict(found, np.ones((3, 4)), tmp_path, working)

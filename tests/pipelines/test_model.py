@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import small
 
-from pipelines import gram, model, pools, predictions, products, tasks
+from pipelines import gram, modelfiles, pools, predictions, products, tasks
 from pipelines.errors import ChunkLost, DataError, StoreError
 from pipelines.site import Site
 
@@ -35,7 +35,7 @@ class Saved:
 def save(experiment: Any, root: Path, folder: Path) -> Saved:
     evaluation = small.evaluate(experiment, root, folder)
     made = small.make(experiment, root)
-    model.save(
+    modelfiles.save(
         folder,
         pools=made.pools,
         kernel=experiment.kernel_object,
@@ -99,7 +99,7 @@ def test_a_test_sets_own_samples_get_the_predictions_of_the_run(saved: Saved) ->
     """Protects ``predict``: preprocessing, its fitted state, scaling of bytes, the kernel, and labels by name."""
     # Nothing of the fitted state is read from where the run kept it.
     shutil.rmtree(saved.root / "preprocessing", ignore_errors=True)
-    fitted = model.load(saved.folder)
+    fitted = modelfiles.load(saved.folder)
     with site(saved.root) as working:
         scores = predictions.predict(fitted, saved.X, saved.root, working)
     scale = np.abs(saved.scores).max()
@@ -131,7 +131,7 @@ def test_workers_and_slabs_do_not_change_a_bit(
     """Protects reproducible predictions: in this process or on workers, in few slabs or many, and nothing is left."""
     monkeypatch.setattr(products, "SQUARE", 32)
     monkeypatch.setattr(predictions, "SQUARE", 32)
-    fitted = model.load(saved.folder)
+    fitted = modelfiles.load(saved.folder)
     with site(saved.root) as working:
         alone = predictions.predict(fitted, saved.X, saved.root, working)
     monkeypatch.setattr(predictions, "SLAB_BYTES", 1)
@@ -163,7 +163,7 @@ def test_labels_are_those_of_the_data(
     np.save(samples.folder / "y.npy", labels[np.arange(72) % len(labels)])
     data = {"train": 40, "validation": 12, "test": [40, 60]}
     one = samples.experiment(data=data, **({"task": "classification"} if labels.dtype.kind == "f" else {}))
-    fitted = model.load(save(one, root, tmp_path / "result").folder)
+    fitted = modelfiles.load(save(one, root, tmp_path / "result").folder)
     assert fitted.labels is not None
     assert fitted.labels.dtype == expected.dtype
     np.testing.assert_array_equal(fitted.labels, expected)
@@ -188,14 +188,14 @@ def test_labels_are_those_of_the_data(
 def test_samples_that_the_model_does_not_take_are_refused(saved: Saved, X: np.ndarray, said: str) -> None:
     """Protects from silent nonsense: the message names the file and what is expected."""
     with pytest.raises(DataError, match=said):
-        model.load(saved.folder).check(X, "new")
+        modelfiles.load(saved.folder).check(X, "new")
 
 
 def test_numbers_that_are_not_finite_are_named(samples: small.Samples, root: Path, tmp_path: Path) -> None:
     """Protects predictions from NaN; and one channel's images may come without that axis."""
     np.save(samples.folder / "X.npy", np.random.default_rng(0).random((72, 4, 4)))
     one = samples.experiment(data={"test": [52, 60], "preprocess": ["flatten"]})
-    fitted = model.load(save(one, root, tmp_path / "result").folder)
+    fitted = modelfiles.load(save(one, root, tmp_path / "result").folder)
     X = np.ones((3, 4, 4))
     assert fitted.check(X, "new").shape == (3, 4, 4, 1)
     X[1, 2, 3] = np.nan
@@ -206,13 +206,13 @@ def test_numbers_that_are_not_finite_are_named(samples: small.Samples, root: Pat
 @pytest.mark.parametrize("saved", ["vectors"], indirect=True)
 def test_what_the_model_needs_is_asked_for(saved: Saved) -> None:
     """Protects the way back: a damaged or lost part is named, and the experiment is to be run again."""
-    fitted = model.load(saved.folder)
+    fitted = modelfiles.load(saved.folder)
     store = saved.root / "features" / fitted.features
     with site(saved.root) as working:
 
         def predict() -> np.ndarray:
             gram.forget()  # this process may still have the blocks
-            return predictions.predict(model.load(saved.folder), saved.X, saved.root, working)
+            return predictions.predict(modelfiles.load(saved.folder), saved.X, saved.root, working)
 
         (chunk,) = {path for path in store.glob("*/c/1/*") if path.is_file()}
         whole = chunk.read_bytes()
@@ -246,7 +246,7 @@ def test_a_model_that_cannot_be_read_is_refused(saved: Saved) -> None:
     def refused(said: str, **changed: Any) -> None:
         path.write_text(json.dumps({**document, **changed}))
         with pytest.raises(StoreError, match=said):
-            _ = model.load(saved.folder).kernel
+            _ = modelfiles.load(saved.folder).kernel
 
     refused("has format 3, this version reads formats 1 and 2: run the experiment again", format=3)
     refused("describes no model", megagram="result")
@@ -256,11 +256,11 @@ def test_a_model_that_cannot_be_read_is_refused(saved: Saved) -> None:
     refused("the model is damaged", kernel=None)
     path.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
-        model.load(saved.folder)
+        modelfiles.load(saved.folder)
     path.write_text(json.dumps(document))
     np.save(saved.folder / "rows.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(StoreError, match="damaged"):
-        model.load(saved.folder)
+        modelfiles.load(saved.folder)
     path.unlink()
     with pytest.raises(StoreError, match=r"holds no model.json: run the experiment again"):
-        model.load(saved.folder)
+        modelfiles.load(saved.folder)
