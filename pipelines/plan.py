@@ -14,13 +14,12 @@ from kernels.base import Cost, Kernel
 from . import memory, solvers
 from .experiment import Experiment
 from .features import prepared_description
-from .fit import SMALL, train_targets
+from .fit import SMALL
 from .inventory import resumable_bytes
 from .matrices import MatrixPlan, matrix_plans, missing_blocks, run_kernel
-from .plan_base import Assumed, PlanBase, disk_free
+from .plan_base import Assumed, PlanBase, disk_free, largest_solve, rows_held
 from .pools import Pools, fit_rows, kernel_shape
 from .products import square_side
-from .solvers.conjugate_gradient import ConjugateGradient
 from .spectrum import Spectrum, sampled
 from .speed import Ask, Speed, calibrate, here, path_of, read_rate, sample
 from .stores import FeatureStore, existing
@@ -165,29 +164,20 @@ def make(
 def _problem(
     experiment: Experiment, pools: Pools, matrices: tuple[MatrixPlan, ...], speed: Speed
 ) -> solvers.Problem:
-    """The largest solve of a run."""
-    solve, split = experiment.solve, pools.split
-    n = len(fit_rows(split)) if solve.refit else len(split.train)
-    held = sum(0 if rows is None else len(rows) for rows in (split.validation, split.test))
-    dtype = experiment.gram.dtype
-    return solvers.Problem(
-        n=n,
-        columns=train_targets(pools, split.train).matrix.shape[1],
-        ridges=len(solve.ridges),
+    solve = experiment.solve
+    n = len(fit_rows(pools.split)) if solve.refit else len(pools.split.train)
+    return largest_solve(
+        experiment,
+        pools,
         tiles=experiment.gram.tiles,
-        loo=solve.select == "loo",
-        refit=solve.refit,
         dtype=solve.dtype,
-        itemsize=np.dtype(dtype).itemsize,
+        itemsize=np.dtype(experiment.gram.dtype).itemsize,
         side=matrices[0].grid.side,
         missing_entries=sum(matrix.missing_entries for matrix in matrices),
         missing_bytes=sum(matrix.disk_bytes for matrix in matrices),
-        predicted=held * n,
+        predicted=rows_held(pools) * n,
         recomputable=not experiment.uses_precomputed,
         centres=solve.centres or 0,
-        max_iterations=solve.max_iterations or ConjugateGradient.max_iterations,
-        shifts=tuple(ridge * (1 if solve.absolute else n) for ridge in solve.ridges),
-        tolerance=solve.tolerance or ConjugateGradient.tolerance,
         spectrum=_spectrum(experiment, pools, n, speed),
     )
 

@@ -15,6 +15,10 @@ from kernels.features.base import FeatureMap
 
 from . import memory, solvers
 from .errors import DoesNotFit
+from .experiment import Experiment
+from .fit import train_targets
+from .pools import Pools, fit_rows
+from .solvers.conjugate_gradient import ConjugateGradient
 from .speed import Speed, features_at, nearest_folder
 from .wording import bytes_text
 
@@ -167,6 +171,28 @@ class PlanBase(ABC):
             "fits": not self.problems(),
             "problems": self.problems(),
         }
+
+
+def largest_solve(experiment: Experiment, pools: Pools, **of_matrix: Any) -> solvers.Problem:
+    """The largest solve of a run. of_matrix: what is to be said of its matrix or features."""
+    solve, split = experiment.solve, pools.split
+    n = len(fit_rows(split)) if solve.refit else len(split.train)
+    return solvers.Problem(
+        n=n,
+        columns=train_targets(pools, split.train).matrix.shape[1],
+        ridges=len(solve.ridges),
+        loo=solve.select == "loo",
+        refit=solve.refit,
+        max_iterations=solve.max_iterations or ConjugateGradient.max_iterations,
+        shifts=tuple(ridge * (1 if solve.absolute else n) for ridge in solve.ridges),
+        tolerance=solve.tolerance or ConjugateGradient.tolerance,
+        **of_matrix,
+    )
+
+
+def rows_held(pools: Pools) -> int:
+    """How many samples are predicted that no model is trained on."""
+    return sum(0 if rows is None else len(rows) for rows in (pools.split.validation, pools.split.test))
 
 
 def disk_free(root: Path) -> int:

@@ -19,11 +19,9 @@ from .. import features, memory, solvers
 from ..errors import StoreError
 from ..experiment import Experiment
 from ..features import prepared_description, preprocessed_description
-from ..fit import train_targets
 from ..inventory import resumable_bytes
-from ..plan_base import Assumed, PlanBase, disk_free
-from ..pools import Pools, fit_rows, kernel_shape
-from ..solvers.conjugate_gradient import ConjugateGradient
+from ..plan_base import Assumed, PlanBase, disk_free, largest_solve, rows_held
+from ..pools import Pools, kernel_shape
 from ..speed import Ask, Speed, calibrate_map, here, map_path, read_rate
 from ..stores import FeatureStore, existing
 from ..wording import bytes_text, seconds_text
@@ -178,7 +176,7 @@ def make(
     means = solvers.Means(workers, driver_bytes, worker_bytes, max(free - task.preparing_bytes, 0), speed)
     choice, streamed, reason = task.choose(means)
     passes = choice.estimate.passes if streamed else 0
-    streaming = passes * len(pools.split.train) * task.whole_blocks + task.held
+    streaming = passes * len(pools.split.train) * task.whole_blocks + rows_held(pools)
     rows = streaming if streamed else task.missing_rows
     one = feature_map.feature_cost(task.side, shape, task.itemsize)
     share = rows / task.side
@@ -247,7 +245,6 @@ class _Task:
         self.side = features.block_side(feature_map, shape, dtype)
         self.sample_bytes = int(np.prod(shape)) * self.itemsize
         split = pools.split
-        self.held = sum(0 if rows is None else len(rows) for rows in (split.validation, split.test))
         counted = [self._counted("train", split.pool_rows)]
         if split.test is not None and not split.test_in_pool:
             counted.append(self._counted("test", split.test))
@@ -309,22 +306,14 @@ class _Task:
     @property
     def problem(self) -> solvers.Problem:
         """The largest solve, of features that are stored first."""
-        solve, split = self.experiment.solve, self.pools.split
-        n = len(fit_rows(split)) if solve.refit else len(split.train)
-        return solvers.Problem(
-            n=n,
-            columns=train_targets(self.pools, split.train).matrix.shape[1],
-            ridges=len(solve.ridges),
-            loo=solve.select == "loo",
-            refit=solve.refit,
+        return largest_solve(
+            self.experiment,
+            self.pools,
             itemsize=self.itemsize,
             side=self.side,
             missing_entries=self.missing_rows * self.width,
             missing_bytes=sum(one.missing for one in self.blocks) * self.block_bytes,
-            predicted=self.held * self.width,
-            max_iterations=solve.max_iterations or ConjugateGradient.max_iterations,
-            shifts=tuple(ridge * (1 if solve.absolute else n) for ridge in solve.ridges),
-            tolerance=solve.tolerance or ConjugateGradient.tolerance,
+            predicted=rows_held(self.pools) * self.width,
         )
 
     def choose(self, means: solvers.Means) -> tuple[solvers.Choice, bool, str]:
