@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cluster.worker import kernel_path_set
 from kernels import costs
 from kernels.base import Kernel
 from kernels.fused import VARIABLE
-from pipelines import experiment, matrices, memory, plan, pools, provenance, solvers, speed
+from pipelines import begun, experiment, matrices, memory, plan, pools, provenance, solvers, speed
 from pipelines.explicit import feature_plan
 from pipelines.explicit.feature_plan import FeaturePlan
 from pipelines.plan import Plan
@@ -30,19 +31,23 @@ def plans(study: experiment.Study, root: Path, profile: str) -> list[Plan | Feat
     assumes."""
     chosen = Profile.load(profile)
     resources = chosen.resources()
+    made: list[Plan | FeaturePlan] = []
     with kernel_path_set(chosen):
-        return [
-            (plan.make if one.features is None else feature_plan.make)(
-                one,
-                pools.resolve(one),
-                root.resolve(),
-                workers=resources.workers,
-                worker_bytes=resources.memory,
-                on_devices=bool(resources.gpus) or chosen.assume is not None,
-                assumed=_assumed(chosen),
+        for one in study.experiments:
+            make: Callable[..., Plan | FeaturePlan] = plan.make if one.features is None else feature_plan.make
+            made.append(
+                begun.planned(
+                    make,
+                    one,
+                    pools.resolve(one),
+                    root.resolve(),
+                    workers=resources.workers,
+                    worker_bytes=resources.memory,
+                    on_devices=bool(resources.gpus) or chosen.assume is not None,
+                    assumed=_assumed(chosen),
+                )
             )
-            for one in study.experiments
-        ]
+    return made
 
 
 def _assumed(profile: Profile) -> plan.Assumed | None:

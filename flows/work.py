@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.watchdog import explain
 from kernels.base import digest
-from pipelines import features, fit, inventory, leases, pools, provenance, results
+from pipelines import begun, features, fit, inventory, leases, pools, provenance, results
 from pipelines.errors import ChunkLost, MegagramError
 from pipelines.experiment import Experiment
 from pipelines.experiment.toml import to_toml
@@ -88,7 +88,8 @@ class Work(ABC):
     def make_plan(self) -> dict[str, Any]:
         """Count what is missing, and refuse what cannot fit."""
         resources = self.cluster.resources
-        self.plan = self.planned(
+        self.plan = begun.planned(
+            self.planned,
             self.experiment,
             self.pools,
             self.root,
@@ -98,6 +99,7 @@ class Work(ABC):
             ask=self.cluster.ask,
         )
         self.plan.check()
+        self.journal.way({"experiment": begun.experiment_digest(self.experiment), **self.plan.way})
         return {"expected_seconds": round(self.plan.seconds, 1)}
 
     @property

@@ -59,6 +59,10 @@ class Plan(PlanBase):
         return max(computing, self.solve_worker_bytes if self.recomputed else 0)
 
     @property
+    def way(self) -> dict[str, str]:
+        return {"method": self.method, "tiles": self.choice.estimate.tiles}
+
+    @property
     def gram_seconds(self) -> float:
         return self.choice.estimate.matrix_seconds
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -117,6 +117,16 @@ class PlanBase(ABC):
     @abstractmethod
     def seconds(self) -> float:
         """Of the whole run."""
+
+    @property
+    @abstractmethod
+    def way(self) -> dict[str, str]:
+        """What was chosen where the experiment leaves it open, by the keys of its tables."""
+
+    def going_on(self) -> Self:
+        """The same, of a run that goes on in the way that an interrupted one began with."""
+        reason = f"{self.choice.estimate.name}: a start that was interrupted began with it"
+        return replace(self, choice=replace(self.choice, reason=reason))
 
     def worker_advice(self) -> str:
         """What would make a worker's peak fit."""

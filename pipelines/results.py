@@ -179,6 +179,11 @@ class Journal:
         self._value["uses"] = paths
         self._write()
 
+    def way(self, way: dict[str, str]) -> None:
+        """What was chosen where the experiment leaves it open (see ``begun``), and the digest of the experiment."""
+        self._value["way"] = way
+        self._write()
+
     def finish(self, state: str, **facts: Any) -> None:
         """The run ended: ``done`` with the report's path, or ``failed`` with the error."""
         self._ended.set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -94,6 +94,13 @@ class FeaturePlan(PlanBase):
     def worker_bytes(self) -> int:
         computes = self.streamed or self.blocks_missing > 0
         return max(self.worker.total if computes else 0, self.solve_worker_bytes)
+
+    @property
+    def way(self) -> dict[str, str]:
+        return {"method": self.method, "blocks": "streamed" if self.streamed else "stored"}
+
+    def going_on(self) -> Self:
+        return replace(super().going_on(), blocks_reason="as in the start that was interrupted")
 
     def worker_advice(self) -> str:
         return f"{super().worker_advice()}, or fewer features than {self.width}"
