@@ -16,7 +16,7 @@ import numpy as np
 from cluster.watchdog import explain
 from kernels.base import digest
 from pipelines import begun, features, fit, inventory, leases, pools, provenance, results
-from pipelines.errors import ChunkLost, MegagramError
+from pipelines.errors import ChunkLost, MegagramError, NumericalError
 from pipelines.experiment import Experiment
 from pipelines.experiment.toml import to_toml
 from pipelines.fit import hash_array
@@ -205,6 +205,9 @@ class Work(ABC):
         """Note in the journal how the run ended, and leave no half-made result."""
         if hasattr(self, "_folder"):
             results.discard(self._folder)
+        if isinstance(error, NumericalError | MemoryError):  # the next start chooses anew
+            with contextlib.suppress(MegagramError, OSError):
+                self.journal.way({"experiment": begun.experiment_digest(self.experiment)})
         # What went wrong is the error in flight; a disk too full to note it must not take its place.
         with contextlib.suppress(MegagramError, OSError):
             self.journal.finish("failed", error=str(error) or type(error).__name__)

@@ -13,6 +13,7 @@ from kernels.base import digest
 
 from .experiment import Experiment
 from .fit import SOLVES
+from .inventory import factors_of
 from .plan_base import PlanBase
 from .pools import Pools
 from .results import journals
@@ -25,25 +26,33 @@ def planned(make: Callable[..., P], experiment: Experiment, pools: Pools, root: 
 
     Raises: as ``make``.
     """
-    begun = _as_begun(experiment, root)
+    # Machines that are not there have no root to go on from.
+    begun = _as_begun(experiment, root) if options.get("assumed") is None else None
     if begun is not None:
         plan = make(begun, pools, root, **options)
-        if not plan.problems():
+        if not plan.problems() and plan.comfortable:
             return plan.going_on()
     return make(experiment, pools, root, **options)
 
 
 def experiment_digest(experiment: Experiment) -> str:
-    """Names an experiment by all that its file says."""
-    return digest(experiment.table())
+    """Names an experiment by all that what its solve keeps depends on."""
+    table = experiment.table()
+    named = {key: table.get(key) for key in ("data", "kernel", "features", "gram", "seed")}
+    solve = {key: value for key, value in table["solve"].items() if key != "max_iterations"}
+    return digest({**named, "solve": solve})
 
 
 def _as_begun(experiment: Experiment, root: Path) -> Experiment | None:
-    """The experiment with what an interrupted run took for each "auto"; None where nothing is left of such a run."""
+    """The experiment with what an unfinished run took for each "auto"; None where nothing is left of such a run."""
     mine = experiment_digest(experiment)
     for journal in journals(root, experiment.name):
         way = journal.get("way") or {}
-        if journal.get("state") == "done" or way.get("experiment") != mine or not _left(root, journal):
+        if way.get("experiment") != mine:
+            continue
+        if journal.get("state") == "done":
+            return None
+        if not _left(root, journal):
             continue
         changes = {}
         for part, key in (("solve", "method"), ("gram", "tiles"), ("features", "blocks")):
@@ -55,6 +64,9 @@ def _as_begun(experiment: Experiment, root: Path) -> Experiment | None:
 
 
 def _left(root: Path, journal: dict[str, Any]) -> bool:
-    """Whether anything that a run's solves kept is still there."""
-    names = [Path(path).name for path in journal.get("uses", ()) if Path(path).parent.name == SOLVES]
-    return any((root / SOLVES / name).exists() for name in names)
+    """Whether anything that a run's solves kept is still there: more than what every solve makes when it begins."""
+    names = {Path(path).name for path in journal.get("uses", ()) if Path(path).parent.name == SOLVES}
+    kept = (path.name for name in names for path in (root / SOLVES / name).glob("*"))
+    return any(name != "leases" and not name.startswith(("scratch-", ".")) for name in kept) or bool(
+        factors_of(root, names)
+    )

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import DiskFull, StoreError
@@ -34,7 +34,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             if durable:
                 sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def sync(path: Path) -> None:

@@ -72,7 +72,7 @@ def resumable_bytes(root: Path, name: str) -> int:
         for path in run.get("uses", ())
     ]
     folders = {root / SOLVES / path.name for path in used if path.parent.name == SOLVES}
-    return sum(folder_bytes(path) for path in (*folders, *_factors(root, {path.name for path in folders})))
+    return sum(folder_bytes(path) for path in (*folders, *factors_of(root, {path.name for path in folders})))
 
 
 def half_removed(root: Path) -> list[Path]:
@@ -83,7 +83,7 @@ def half_removed(root: Path) -> list[Path]:
 def remove_solves(root: Path, folders: Sequence[Path]) -> None:
     """Remove what solves kept, their factors included, once their result is safe; not where others work."""
     names = {folder.name for folder in folders}
-    going = [*(folder for folder in folders if folder.exists()), *_factors(root, names)]
+    going = [*(folder for folder in folders if folder.exists()), *factors_of(root, names)]
     for path in going:
         if not leases.living(path):
             remove_store(path)
@@ -169,7 +169,7 @@ def _holds(store: Store) -> str:
     return f"{kernel['kind']} {family} over {rows['source']} ({rows['part']}), {sizes}, {described['dtype']}"
 
 
-def _factors(root: Path, solves: Collection[str]) -> list[Path]:
+def factors_of(root: Path, solves: Collection[str]) -> list[Path]:
     """The stores of factors that solves of these names made."""
     found = []
     for path in store_paths(root) if solves else ():

@@ -18,6 +18,7 @@ from .errors import DoesNotFit
 from .experiment import Experiment
 from .fit import train_targets
 from .pools import Pools, fit_rows
+from .solvers.choose import COMFORT, IN_MEMORY
 from .solvers.conjugate_gradient import ConjugateGradient
 from .speed import Speed, features_at, nearest_folder
 from .wording import bytes_text
@@ -123,9 +124,14 @@ class PlanBase(ABC):
     def way(self) -> dict[str, str]:
         """What was chosen where the experiment leaves it open, by the keys of its tables."""
 
+    @property
+    def comfortable(self) -> bool:
+        """Whether it leaves of the driver's memory what a choice of our own leaves."""
+        return self.method not in IN_MEMORY or self.solve_bytes <= COMFORT * self.driver_limit
+
     def going_on(self) -> Self:
-        """The same, of a run that goes on in the way that an interrupted one began with."""
-        reason = f"{self.choice.estimate.name}: a start that was interrupted began with it"
+        """The same, of a run that goes on in the way that an earlier one began with."""
+        reason = f"{self.choice.estimate.name}: an earlier start began with it"
         return replace(self, choice=replace(self.choice, reason=reason))
 
     def worker_advice(self) -> str:

@@ -180,7 +180,7 @@ class Journal:
         self._write()
 
     def way(self, way: dict[str, str]) -> None:
-        """What was chosen where the experiment leaves it open (see ``begun``), and the digest of the experiment."""
+        """What was chosen where the experiment leaves it open (see ``begun``), by the digest of the experiment."""
         self._value["way"] = way
         self._write()
 

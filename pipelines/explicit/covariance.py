@@ -70,6 +70,11 @@ class Moments:
         self.products[:] += pieces["products"]
 
 
+def driver_bytes(width: int, t: int) -> int:
+    """What this process holds while it sums: the sum, and what a strip adds, which may be computed here as well."""
+    return 2 * (width + t) * width * 8
+
+
 @dataclass(frozen=True)
 class Job:
     """What a worker needs; small. rows, Y: paths of the index set and of the (len(rows), t) targets."""

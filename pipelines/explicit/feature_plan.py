@@ -100,7 +100,7 @@ class FeaturePlan(PlanBase):
         return {"method": self.method, "blocks": "streamed" if self.streamed else "stored"}
 
     def going_on(self) -> Self:
-        return replace(super().going_on(), blocks_reason="as in the start that was interrupted")
+        return replace(super().going_on(), blocks_reason="as an earlier start began")
 
     def worker_advice(self) -> str:
         return f"{super().worker_advice()}, or fewer features than {self.width}"

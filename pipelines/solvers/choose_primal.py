@@ -14,6 +14,7 @@ from ..memory import WORKER_BASE_BYTES
 from ..tasks import WINDOW
 from ..wording import seconds_text
 from . import conjugate_gradient
+from .cholesky import EXACT_DIMENSION
 from .choose import COMFORT, IN_MEMORY, Choice, price, unfit
 from .costs import (
     EIGEN_COST,
@@ -127,8 +128,12 @@ def _direct(method: str, problem: Problem, width: int, means: Means) -> Estimate
         seconds += n * width**2 / together
         worker = max(worker, covariance.worker_bytes(problem.side, width, problem.itemsize, t))
         disk += covariance.disk_bytes(width, means.workers)
+        driver = max(driver, covariance.driver_bytes(width, t))
     found = _whole(method, problem, width, means, reads, seconds, driver, worker, disk)
-    factors = (EIGEN_COST if method == "eigen" else r) + (1 if problem.refit else 0)
+    # An effective dimension that is exact inverts each factor, at the price of another.
+    each = 2 if size <= EXACT_DIMENSION else 1
+    factors = EIGEN_COST if method == "eigen" else each * r
+    factors += each if problem.refit else 0
     return replace(found, seconds=found.seconds + factors * factor)
 
 

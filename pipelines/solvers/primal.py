@@ -1,8 +1,8 @@
 """Ridge regression on explicit features: weights w of (Phi^T Phi + n*lambda*I) w = Phi^T Y (SPEC F7, R1, R4 to R6, R9).
 
-Of the smaller of Phi^T Phi and Phi Phi^T by one eigendecomposition for the whole path of ridges or by a Cholesky factor
-for each ridge, or by conjugate gradients where neither fits the memory. All give a ``Solution`` whose ``alpha`` are the
-weights (width, t), whose
+With the smaller of Phi^T Phi and Phi Phi^T by one eigendecomposition for the whole path of ridges or by a Cholesky
+factor for each ridge, or by conjugate gradients where neither fits the memory. All give a ``Solution`` whose ``alpha``
+are the weights (width, t), whose
 ``residual`` |(Phi^T Phi + shift I) w - Phi^T Y|_F / |Phi^T Y|_F is measured by a pass over the features, not taken
 from a matrix that was accumulated, and whose ``fitted`` are the predictions on the training samples.
 """
@@ -259,8 +259,8 @@ class PrimalEigen(DirectSolver):
 class PrimalCholesky(DirectSolver):
     """A factor of Phi^T Phi + n*lambda*I for each ridge, or of Phi Phi^T + n*lambda*I where samples are fewer (F7).
 
-    One matrix of memory, and for few ridges a fraction of the time of eigenvectors; no leave-one-out. The effective
-    dimension is estimated where the matrix is large.
+    For few ridges a fraction of the time of eigenvectors, in the memory that summing takes; no leave-one-out. The
+    effective dimension is estimated where the matrix is large, and None where rounding leaves nothing of it.
     """
 
     def __post_init__(self) -> None:
@@ -291,14 +291,21 @@ class PrimalCholesky(DirectSolver):
         found: list[Solution] = []
         for ridge, shift in zip(path.ridges, path.shifts, strict=True):
             progress(len(found), count, RIDGES)
-            found.append(solver.solve_one(state, ridge, shift, path.right))
+            try:
+                found.append(solver.solve_one(state, ridge, shift, path.right))
+            except NumericalError as error:
+                raise NumericalError(
+                    f"the features have no Cholesky factor at ridge {ridge:g} ({str(error).partition(';')[0]}); take a"
+                    ' larger ridge, or solve.method = "eigen"'
+                ) from None
+        dimensions = [_dimension(one, state.n) for one in found]
         del state, matrix
         W = path.weights(np.stack([one.alpha for one in found]))
         progress(count, count, RIDGES)
         return path.solutions(
             W,
             path.seen(W),
-            [one.effective_dimension for one in found],
+            dimensions,
             loos=[None] * count,
             indefinite=[one.status is Status.INDEFINITE for one in found],
             notes=[
@@ -306,6 +313,12 @@ class PrimalCholesky(DirectSolver):
                 for one in found
             ],
         )
+
+
+def _dimension(solution: Solution, size: int) -> float | None:
+    """What a factor says of the effective dimension; None where rounding leaves nothing of it."""
+    found = solution.effective_dimension
+    return found if found is not None and 0 <= found <= size else None
 
 
 def _system(operator: FeatureOperator, Y: np.ndarray, dual: bool) -> tuple[np.ndarray, np.ndarray]:

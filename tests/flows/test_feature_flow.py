@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small
 
 from flows import status
 from flows.run import Outcome, facts, rebuild_reports, run_study
-from pipelines import inventory, modelfiles, results
+from pipelines import inventory, modelfiles, results, solvers
 from pipelines.experiment import load
+from pipelines.explicit import covariance, feature_fit
+from pipelines.solvers import choose_primal
 from pipelines.stores import FeatureStore
 from pipelines.verify import verify
 
@@ -202,3 +205,41 @@ def test_two_workers_give_the_numbers_of_one(tmp_path: Path) -> None:
         weights = [np.load(one.report.parent / "weights.npy") for one in (alone, shared)]
         np.testing.assert_allclose(weights[1], weights[0], rtol=1e-6, atol=1e-9)
         assert of(shared)["evaluation"]["test"] == of(alone)["evaluation"]["test"]
+
+
+class Interrupting(Silent):
+    """Interrupts the run when some strips of the covariance are summed."""
+
+    def progress(self, done: int, total: int, message: str) -> None:
+        if message == "strips of the covariance" and 0 < done < total:
+            raise KeyboardInterrupt
+
+
+def test_a_run_interrupted_in_its_sums_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects hours of summing from a choice that falls otherwise when the run is started again."""
+    monkeypatch.setattr(feature_fit, "SMALL", 0)
+    small.use_tile_side(64, monkeypatch.setattr)
+    monkeypatch.setattr(covariance, "STRIP", 64)
+    monkeypatch.setattr(covariance, "UNSAVED", 1)
+    path = tmp_path / "small.toml"
+    path.write_text(EXPERIMENT)
+    root = tmp_path / "root"
+
+    def run(display: Silent) -> Outcome:
+        return run_study(load(path), root, "serial", display, command="megagram run small")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solvers, "choose_primal", lambda method, *rest: choose_primal("eigen", *rest))
+        with pytest.raises(KeyboardInterrupt):
+            run(Interrupting())
+    display = Silent()
+    again = of(run(display))
+    assert again["solver"]["method"] == "eigen"
+    assert again["solver"]["reason"] == "eigen: an earlier start began with it"
+    assert not list((root / "solves").glob("*")), "what a finished run kept is removed"
+    undisturbed = of(ran(tmp_path / "undisturbed"))
+    assert undisturbed["solver"]["method"] == "cholesky", "which alone it would have taken"
+    for key in ("ridge", "test"):
+        assert again["evaluation"][key] == undisturbed["evaluation"][key]

@@ -33,7 +33,8 @@ def interrupted(experiment: Experiment, root: Path, **way: str) -> Path:
     """Leave what a start leaves that was killed in a solve; the solve's folder."""
     journal = results.Journal(root, experiment.name, results.new_run_id())
     folder = root / SOLVES / "a"
-    folder.mkdir(parents=True)
+    for name in ("leases", "scratch-a", "ridge-0.1"):
+        (folder / name).mkdir(parents=True)
     journal.uses([str(folder)])
     journal.way({"experiment": begun.experiment_digest(experiment), **way})
     return folder
@@ -47,10 +48,8 @@ def test_a_run_goes_on_in_the_way_that_it_began(samples: small.Samples, tmp_path
     folder = interrupted(one, root, method="conjugate-gradient", tiles="recomputed")
     again = planned(one, root)
     assert again.way == {"method": "conjugate-gradient", "tiles": "recomputed"}
-    assert (
-        again.reason == "conjugate-gradient with recomputed tiles: a start that was interrupted began with it"
-    )
-    folder.rmdir()
+    assert again.reason == "conjugate-gradient with recomputed tiles: an earlier start began with it"
+    (folder / "ridge-0.1").rmdir()
     assert planned(one, root).method == "cholesky", "nothing is left that it could go on from"
 
 
@@ -62,7 +61,7 @@ def test_features_are_streamed_on_if_they_were(samples: small.Samples, tmp_path:
     interrupted(one, root, method="eigen", blocks="streamed")
     again = planned(one, root)
     assert again.way == {"method": "eigen", "blocks": "streamed"}
-    assert again.json()["blocks_reason"] == "as in the start that was interrupted"
+    assert again.json()["blocks_reason"] == "as an earlier start began"
 
 
 def test_another_experiment_chooses_for_itself(samples: small.Samples, tmp_path: Path) -> None:
@@ -71,8 +70,27 @@ def test_another_experiment_chooses_for_itself(samples: small.Samples, tmp_path:
     interrupted(one, root, method="conjugate-gradient", tiles="stored")
     assert planned(samples.experiment(solve={"ridges": [0.1]}), root).method == "cholesky"
     named = samples.experiment(solve={"method": "eigen"})
-    interrupted_named = planned(named, root)
-    assert (interrupted_named.method, interrupted_named.reason) == ("eigen", "eigen: asked for")
+    interrupted(named, tmp_path / "other", method="conjugate-gradient", tiles="stored")
+    assert planned(named, tmp_path / "other").way == {"method": "eigen", "tiles": "stored"}
+
+
+def test_a_run_that_finished_since_ends_it(samples: small.Samples, tmp_path: Path) -> None:
+    """Protects reports: what a later run finished is not told by the way of an earlier one."""
+    one, root = samples.experiment(), tmp_path / "root"
+    interrupted(one, root, method="conjugate-gradient", tiles="stored")
+    assert planned(one, root).method == "conjugate-gradient"
+    later = results.Journal(root, one.name, results.new_run_id())
+    later.way({"experiment": begun.experiment_digest(one), "method": "eigen", "tiles": "stored"})
+    later.finish("done")
+    assert planned(one, root).method == "cholesky"
+
+
+def test_a_word_in_the_file_changes_nothing(samples: small.Samples, tmp_path: Path) -> None:
+    """Protects kept iterations from a description, and from more of them."""
+    one, root = samples.experiment(), tmp_path / "root"
+    interrupted(one, root, method="conjugate-gradient", tiles="stored")
+    for changes in ({"description": "better"}, {"solve": {"max_iterations": 5000}}):
+        assert planned(samples.experiment(**changes), root).method == "conjugate-gradient"
 
 
 def test_a_way_that_fits_no_longer_is_left(samples: small.Samples, tmp_path: Path) -> None:
