@@ -36,7 +36,7 @@ def test_all_promised_names_are_shipped():
     wanted = {"quickstart", "digits-depth", "digits-convolutional", "digits-turned", "mnist-shifted-100k"}
     wanted |= {"random-features-convergence", "convolutional-features-convergence"}
     wanted |= {"digits-nystrom-ckn", "digits-random-features", "mnist-nystrom-ckn"}
-    wanted |= {"cifar10-nystrom", "cifar10-nystrom-small"}
+    wanted |= {"cifar10-nystrom", "cifar10-nystrom-small", "cifar10-nystrom-width"}
     for study, models in MODELS.items():
         sizes = SIZES if study.startswith("cifar10") else ("", "-10k")
         wanted |= {f"{name}{size}" for name in (study, *models) for size in sizes}
@@ -155,3 +155,14 @@ def test_the_nystrom_column_is_of_the_models_of_the_exact_table(name):
     if name == "cifar10-nystrom":
         assert {one.feature_map.anchors for one in models} == {(256, 4096), (256, 0)}
         assert [one.expected.value for one in models] == [84.1, 84.1, 83.4, 81.5, 81.2, 76.3]
+
+
+def test_the_widths_are_of_one_model_of_the_exact_table():
+    """Protects the curve: the data, kernel and ridges of exp / exp, so that widths differ by their anchors alone."""
+    (exact,) = (
+        one for one in experiment.load("cifar10-second-layer").experiments if one.label == "exp / exp"
+    )
+    models = experiment.load("cifar10-nystrom-width").experiments
+    for one in models:
+        assert (one.kernel_object, one.data, one.solve) == (exact.kernel_object, exact.data, exact.solve)
+    assert [one.feature_map.anchors for one in models] == [(128, 256 << k) for k in range(5)]
