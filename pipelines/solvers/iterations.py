@@ -166,15 +166,11 @@ def iterate(
 
 def _message(systems: Systems, state: State, names: Sequence[str]) -> str:
     """The largest recursive residual of a group that goes on."""
-    r, c, _ = systems.right.shape
+    r = len(systems.right)
     going = np.flatnonzero(state.phase != ENDED)
     if not going.size:
         return f"iterations, all {r} ridges ended"
-    errors = []
-    for group in going.tolist():
-        rows = slice(group * c, group * c + systems.measured)
-        scale = float(np.linalg.norm(systems.right[group, : systems.measured])) or 1.0
-        errors.append(float(np.linalg.norm(_lengths(state.R[rows]))) / scale)
+    errors = [_recursive(systems, state, group) for group in going.tolist()]
     worst = int(np.argmax(errors))
     return f"iterations, relative residual {errors[worst]:.1e} at ridge {names[going[worst]]}"
 
@@ -202,10 +198,24 @@ def _step(systems: Systems, state: State, limit: int) -> None:
     state.iterations[np.unique(live // c)] += 1
     for group in np.flatnonzero(state.phase == ITERATING).tolist():
         rows = slice(group * c, (group + 1) * c)
-        if state.iterations[group] >= limit or state.curvature[group] <= 0:
+        if state.iterations[group] >= limit or state.curvature[group] <= 0 or _enough(systems, state, group):
             state.live[rows] = False
         if not state.live[rows].any():
             state.phase[group] = MEASURING
+
+
+def _enough(systems: Systems, state: State, group: int) -> bool:
+    """Whether the recursive residuals of a group are what is asked for: together, though one alone may be larger."""
+    if state.live[systems.probe_rows(group)].any():
+        return False
+    return _recursive(systems, state, group) <= systems.tolerance
+
+
+def _recursive(systems: Systems, state: State, group: int) -> float:
+    """The relative Frobenius residual of a group's measured systems, by the recursion."""
+    first = group * systems.right.shape[1]
+    scale = float(np.linalg.norm(systems.right[group, : systems.measured])) or 1.0
+    return float(np.linalg.norm(_lengths(state.R[first : first + systems.measured]))) / scale
 
 
 def _restart(systems: Systems, state: State, rows: np.ndarray) -> None:
