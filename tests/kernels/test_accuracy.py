@@ -35,7 +35,7 @@ def compare(kernel: Kernel, X: np.ndarray, path: str) -> None:
     double = single.astype(np.float64)
     for x in (single, double):
         if path == "compiled":
-            network = kernel._network(x.shape[1:])  # type: ignore[attr-defined]
+            network = kernel.network(x.shape[1:])  # type: ignore[attr-defined]
             reason = native.obstacle(network, kernel.tangent, x)  # type: ignore[attr-defined]
             if reason is not None:
                 pytest.skip(reason)

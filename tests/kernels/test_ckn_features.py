@@ -133,7 +133,7 @@ def test_two_layers_with_patches_as_anchors(mode, pooling):
     kernel = kernel_of(first, {"patch": 2, "pooling": pooling, "kernel": "relu"}, mode=mode)
     X = np.random.default_rng(3).standard_normal((3, 8, 7, 1))
     K = kernel.gram(X)
-    h, w = kernel._network((8, 7)).stages[1].grid
+    h, w = kernel.network((8, 7)).stages[1].grid
     phi = learned(kernel, (168, 3 * h * w), X, epsilon=0).features(X)
     np.testing.assert_allclose(phi @ phi.T, K, atol=1e-8 * np.abs(K).max())
 

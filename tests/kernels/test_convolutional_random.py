@@ -135,7 +135,7 @@ def test_tangent_products_are_those_of_the_tensors_formed(pooling: str, mode: st
     kernel = Convolutional(layers, True, mode)
     X = models.images(3, (6, 7, 1))
     found = ConvolutionalTangentRandom(kernel, (3, 2), seed=1)
-    network = kernel._network((6, 7))
+    network = kernel.network((6, 7))
     filters = weights(1, ((3, 4), (2, 12)), False, np.dtype(np.float64), np)
     x = y = X
     for stage, W in zip(network.stages, filters, strict=True):

@@ -102,7 +102,7 @@ def test_few_displacements_go_one_by_one() -> None:
 
     def few(name: str) -> bool:
         kernel = models.MODELS[name]
-        return general.by_displacement(kernel._network((32, 32, 3)), bool(kernel.tangent), 4, 3)
+        return general.by_displacement(kernel.network((32, 32, 3)), bool(kernel.tangent), 4, 3)
 
     assert few("no pooling, relu both")
     assert few("four layers, average")
@@ -124,7 +124,7 @@ DEVICE = SimpleNamespace(asarray=np.asarray, ascontiguousarray=np.ascontiguousar
 
 
 def on_device(kernel: Convolutional, shape: tuple[int, int, int], dtype: type) -> list[Engine]:
-    chosen = kernel._network(shape[:2]), bool(kernel.tangent), DEVICE, np.dtype(dtype), shape[2]
+    chosen = kernel.network(shape[:2]), bool(kernel.tangent), DEVICE, np.dtype(dtype), shape[2]
     return [Recursion(*chosen), Displacements(*chosen)]
 
 
@@ -157,11 +157,11 @@ def test_uniform_weights_are_found_without_all_of_them(monkeypatch: pytest.Monke
     monkeypatch.setattr(np, "kron", None)
     mean = models.MODELS["GAP, exp, 2"]
     for kernel, uniform in ((mean, True), (models.MODELS["no pooling, relu both"], False)):
-        network = kernel._network((96, 96))
+        network = kernel.network((96, 96))
         one = Recursion(network, False, np, np.dtype(np.float32), 3)
         assert (one.uniform is not None) == uniform
         assert (one.cost(2, 2).scratch_bytes > 96**4 * 4) or uniform
         assert "_weights" not in vars(one)
-    assert Recursion(mean._network((4, 5)), False, np, np.dtype(np.float32), 1).uniform == pytest.approx(
+    assert Recursion(mean.network((4, 5)), False, np, np.dtype(np.float32), 1).uniform == pytest.approx(
         1 / 20**2
     )

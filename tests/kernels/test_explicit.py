@@ -22,7 +22,7 @@ def test_products_of_features_are_the_pooled_kernel(kernel: dict, mode: str, flo
     """C3 and C4 written out on all pairs of positions; norms below the floor by K2, patches of zeros give 0."""
     layer = Layer(2, **kernel, subsampling=2, floor=floor, patch_norm=True)
     X = models.images(3, (7, 8, 2))
-    stage = Convolutional((layer,), pooling_mode=mode)._network(X.shape[1:]).stages[0]
+    stage = Convolutional((layer,), pooling_mode=mode).network(X.shape[1:]).stages[0]
     patches = extract_patches(X, 2, mode == "periodic").reshape(3, 56, -1) / 2
     norm = np.linalg.norm(patches, axis=2)
     features = explicit.features(X, norm, stage, mode == "periodic")
@@ -56,7 +56,7 @@ def test_they_are_taken_where_they_are_cheaper() -> None:
     colour = (32, 32, 3)
 
     def taken(kernel: Convolutional, shape: tuple[int, int, int] = colour) -> bool:
-        return explicit.pays(kernel._network(shape), shape[2])
+        return explicit.pays(kernel.network(shape), shape[2])
 
     assert taken(models.MODELS["poly2/exp 2-5"])
     assert taken(models.MODELS["linear/exp"])
@@ -75,7 +75,7 @@ def test_kernels_do_not_depend_on_them(name: str, dtype: type, monkeypatch: pyte
     kernel = models.MODELS[name]
     X = models.images(5, (28, 28, 1), dtype=dtype)
     a, b = kernel.prepare(X), kernel.prepare(X[1:4], np.array([1, 2, 77]))
-    network = kernel._network((28, 28, 1))
+    network = kernel.network((28, 28, 1))
     same = (np.array([1, 2]), np.array([0, 1]))
     found = []
     for forced in (True, False):

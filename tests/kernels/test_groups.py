@@ -425,7 +425,7 @@ def test_scratch_memory_on_a_device_has_a_limit(
     """Blocks are as large as a gigabyte of scratch memory allows, and half of what is free."""
     monkeypatch.setattr(device, "free_bytes", lambda: free)
     xp: Any = SimpleNamespace(asarray=np.asarray)
-    network = group(final, kernels=(RELU,) * 3)._network((32, 32))
+    network = group(final, kernels=(RELU,) * 3).network((32, 32))
     for turns in (Angles(0, 0), Angles(1, 0)):
         engine = TurnedRecursion(network, tangent, turns, 1, xp, np.dtype(np.float32), 3)
         for sides in ((128, 128), (4096, 1), (1, 4096)):

@@ -57,7 +57,7 @@ def noise(n: int, shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 
 def network_of(kernel: Convolutional, X: np.ndarray):
-    return kernel._network(X.shape[1:])
+    return kernel.network(X.shape[1:])
 
 
 def prepare(kernel: Convolutional, X: np.ndarray):

@@ -47,7 +47,7 @@ def from_self_gram(kernel: Convolutional, x: np.ndarray) -> list[np.ndarray]:
     periodic = kernel.pooling_mode == "periodic"
     B = np.einsum("ijc,kmc->ijkm", x, x)
     norms = []
-    for layer, stage in zip(kernel.layers, kernel._network(x.shape).stages, strict=True):
+    for layer, stage in zip(kernel.layers, kernel.network(x.shape).stages, strict=True):
         B = patch_gram(B, layer.patch, periodic) * (layer.patch**-2 if layer.patch_norm else 1)
         norm = np.sqrt(np.maximum(np.einsum("ijij->ij", B), 0))
         norms.append(norm.ravel())
@@ -69,7 +69,7 @@ def from_self_gram(kernel: Convolutional, x: np.ndarray) -> list[np.ndarray]:
 def check(kernel: Convolutional, shape: tuple[int, int, int]) -> None:
     X = models.images(3, shape, seed=sum(shape))
     X[1, :, : shape[1] // 2] = 0
-    network = kernel._network(shape)
+    network = kernel.network(shape)
     found = patch_norms(network, X)
     for i, x in enumerate(X):
         for norm, expected in zip(found, from_self_gram(kernel, x), strict=True):
@@ -98,7 +98,7 @@ def test_band_equals_whole_self_gram_at_published_sizes(name: str) -> None:
 def test_blocks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are taken many at a time: each has the norms that it has alone."""
     kernel, shape = models.MODELS["exp 2-2-2"], (24, 24, 2)
-    network, X = kernel._network(shape), models.images(7, shape)
+    network, X = kernel.network(shape), models.images(7, shape)
     together = patch_norms(network, X)
     monkeypatch.setattr(displacements, "_LEAST_BLOCK_BYTES", 1)
     monkeypatch.setattr(displacements, "block_bytes", lambda xp: 2 * 8 * math.prod(shape[:2]))
@@ -110,7 +110,7 @@ def test_norms_are_computed_in_double_precision() -> None:
     """float32 images get the float64 norms, rounded once: norms enter every pair of an image."""
     kernel, shape = models.MODELS["relu RF 2-5"], (28, 28, 1)
     X = models.images(2, shape, dtype=np.float32)
-    single, double = (patch_norms(kernel._network(shape), x) for x in (X, X.astype(np.float64)))
+    single, double = (patch_norms(kernel.network(shape), x) for x in (X, X.astype(np.float64)))
     for norm, exact in zip(single, double, strict=True):
         assert norm.dtype == np.float32
         np.testing.assert_array_equal(norm, exact.astype(np.float32))
@@ -123,6 +123,4 @@ def test_an_image_of_zeros_has_norms_of_zero() -> None:
         models.MODELS["relu RF 2-5"],
         models.MODELS["poly2/exp 2-5"],
     ):
-        assert not np.concatenate(
-            patch_norms(kernel._network((28, 28, 1)), np.zeros((1, 28, 28, 1))), 1
-        ).any()
+        assert not np.concatenate(patch_norms(kernel.network((28, 28, 1)), np.zeros((1, 28, 28, 1))), 1).any()

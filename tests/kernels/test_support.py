@@ -18,7 +18,7 @@ from kernels.network import network_on
 def needed(kernel: Convolutional, shape: tuple[int, int, int], norms: bool) -> list[set]:
     """Pairs of positions of every layer, position by position: what a pooled pair was pooled from, what a pair of
     patches is the sum of."""
-    stages = kernel._network(shape).stages
+    stages = kernel.network(shape).stages
     periodic = kernel.pooling_mode == "periodic"
     found: list[set] = []
     for number in reversed(range(len(stages))):
@@ -80,7 +80,7 @@ def test_supports_are_what_goes_into_the_result(drawn) -> None:
     kernel, shape = drawn
     if not models.admissible(kernel, shape):
         return
-    network = kernel._network(shape)
+    network = kernel.network(shape)
     for supports, norms in ((network.support, False), (network.norm_support, True)):
         for support, expected in zip(supports, needed(kernel, shape, norms), strict=False):
             reached = {
@@ -94,22 +94,22 @@ def test_supports_are_what_goes_into_the_result(drawn) -> None:
 
 def test_supports_of_the_published_models() -> None:
     """C9's own example: 185 of 225 entries of an axis, 34,225 of 50,625 in all; 37 % and 22 % for pooling 2-2."""
-    network = models.MODELS["exp/exp 2-5"]._network((32, 32, 3))
+    network = models.MODELS["exp/exp 2-5"].network((32, 32, 3))
     assert network.support[1].rows.sum() == 185
     assert network.support[1].entries == 34_225
     assert network.support[0].entries + network.support[1].entries == 902_849
-    first, second = models.network([models.EXP] * 2, (2, 2))._network((32, 32, 3)).support
+    first, second = models.network([models.EXP] * 2, (2, 2)).network((32, 32, 3)).support
     assert first.entries / 1024**2 == pytest.approx(0.37, abs=0.01)
     assert second.entries / 225**2 == pytest.approx(0.22, abs=0.01)
 
 
 def test_one_layer_needs_nothing_for_its_norms() -> None:
-    assert models.network([models.EXP], (2,))._network((8, 8, 1)).norm_support == ()
+    assert models.network([models.EXP], (2,)).network((8, 8, 1)).norm_support == ()
 
 
 def test_weights_of_the_trace_are_pooling_and_its_transpose() -> None:
     """C9: W = H^T H, on a grid that is not square."""
-    network = models.MODELS["relu RF 2-5"]._network((31, 22, 1))
+    network = models.MODELS["relu RF 2-5"].network((31, 22, 1))
     H, C = network.stages[-1].rows, network.stages[-1].columns
     rows, columns = network.trace_weights
     A = np.kron(H, C)
