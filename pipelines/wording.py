@@ -41,7 +41,13 @@ def ridge_text(value: float | None) -> str:
 
 
 def number_text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if math.isfinite(value) else "not finite"
+    """Three digits."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "not finite"
+    text = f"{value:.3g}"
+    return f"{float(text):,.0f}" if 1e3 <= abs(float(text)) < 1e7 else text
 
 
 def seconds_text(value: float | None) -> str:

@@ -22,6 +22,7 @@ from pipelines.wording import (
     ORACLE,
     bytes_text,
     kernel_phrase,
+    number_text,
     ridge_text,
     score_text,
     seconds_text,
@@ -541,7 +542,9 @@ def test_a_ridge_reads_back(ridge):
         (seconds_text(600), "10.0 min"), (seconds_text(7500), "2 h 05 min"), (seconds_text(None), "–"),
         (seconds_text(0.99999), "1000 ms"), (bytes_text(10), "10 B"), (bytes_text(3 * 2**29), "1.5 GiB"),
         (bytes_text(1023.6 * 2**20), "1024 MiB"), (ridge_text(1e-5), "1e-5"), (ridge_text(1.0), "1"),
-        (score_text(98.6, "accuracy"), "98.60 %"), (score_text(0.123456, "rmse"), "0.1235"),
+        (number_text(97738.7), "97,700"), (number_text(999.6), "1,000"), (number_text(9.41e-5), "9.41e-05"),
+        (number_text(1e9), "1e+09"), (score_text(98.6, "accuracy"), "98.60 %"),
+        (score_text(0.123456, "rmse"), "0.1235"),
     ],
 )  # fmt: skip
 def test_numbers_read_naturally(text, wanted):
