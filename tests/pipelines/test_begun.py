@@ -99,3 +99,15 @@ def test_a_way_that_fits_no_longer_is_left(samples: small.Samples, tmp_path: Pat
     interrupted(one, root, method="tiled-cholesky", tiles="stored")
     assert planned(one, root).method == "tiled-cholesky"
     assert planned(one, root, worker_bytes=2**20).method != "tiled-cholesky"
+
+
+def test_a_way_in_memory_must_leave_what_a_choice_leaves(
+    samples: small.Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects from a matrix that nearly fills the memory, of which the earlier start may have died."""
+    one, root = samples.experiment(), tmp_path / "root"
+    interrupted(one, root, method="eigen", tiles="stored")
+    again = planned(one, root)
+    assert (again.method, again.comfortable) == ("eigen", True)
+    monkeypatch.setattr("pipelines.memory.available_bytes", lambda: int(again.solve_bytes / 0.95))
+    assert planned(one, root).method != "eigen"

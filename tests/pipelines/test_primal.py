@@ -334,3 +334,9 @@ def test_a_matrix_that_rounding_made_indefinite_is_solved_and_said(monkeypatch: 
     assert any("symmetric indefinite" in note for note in found.notes)
     exact = Dense.of(phi_of(operator), Y, operator.n * 1e-2)
     assert relative(found.alpha, exact.weights) < 1e-8
+
+
+def test_a_factor_is_planned_with_the_memory_of_its_sums() -> None:
+    """Protects the driver: the sum and what a strip adds to it are there at once, before there is one matrix."""
+    choice = choose_primal("cholesky", problem(50_000), 4096, MEANS)
+    assert choice.estimate.driver_bytes >= 2 * 4096**2 * 8
