@@ -13,6 +13,7 @@ import small
 from flows import status
 from flows.run import Outcome, facts, rebuild_reports, run_study
 from pipelines import inventory, modelfiles, results, solvers
+from pipelines.errors import NumericalError
 from pipelines.experiment import load
 from pipelines.explicit import covariance, feature_fit
 from pipelines.solvers import choose_primal
@@ -243,3 +244,19 @@ def test_a_run_interrupted_in_its_sums_goes_on_as_it_began(
     assert undisturbed["solver"]["method"] == "cholesky", "which alone it would have taken"
     for key in ("ridge", "test"):
         assert again["evaluation"][key] == undisturbed["evaluation"][key]
+
+
+def test_a_run_that_failed_by_its_numbers_binds_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects the next start, which may choose a method that does not fail."""
+
+    def fails(*arguments: Any, **options: Any) -> None:
+        raise NumericalError("no factor")
+
+    monkeypatch.setattr(feature_fit, "fit", fails)
+    with pytest.raises(NumericalError, match="no factor"):
+        ran(tmp_path)
+    (journal,) = results.journals(tmp_path / "root", "small")
+    assert journal["state"] == "failed"
+    assert set(journal["way"]) == {"experiment"}
