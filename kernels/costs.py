@@ -145,7 +145,9 @@ def _recursion_work(recursion: Recursion, pairs: int) -> Work:
         far = number > 0 and pairs * largest * recursion.dtype.itemsize > _CACHE_BYTES
         if number == 0:
             work.multiply(2.0 * features * entries, (r + 1) * calls)
-            work.take("B0", pairs * r * w * padded(largest // (r * w), recursion.dtype))
+            # The scalar function goes over the padding of lines as well.
+            largest = r * w * padded(largest // (r * w), recursion.dtype)
+            work.take("B0", pairs * largest)
         else:
             work.go_over(2 * entries, 2 * calls, far)
             if layer.patch > 1:
@@ -181,7 +183,7 @@ def _recursion_work(recursion: Recursion, pairs: int) -> Work:
             work.take("pool1", pairs * positions * out)
             work.multiply(2.0 * arrays * positions * out * (positions + out), arrays * (1 + 1 / pairs))
         else:
-            work.take("pool1", pairs * r * w_out * padded(largest // (r * w), recursion.dtype))
+            work.take("pool1", pairs * r * w_out * padded(max(sizes) // (r * w), recursion.dtype))
             work.take("pool2", pairs * r * w_out * h_out * w)
             groups = recursion.column_groups[number]
             across = sum((o.stop - o.start) * (i.stop - i.start) for o, i in groups) * entries / w

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Array
 
-_HOST_BYTES = 1 << 18
+_HOST_BYTES = 1 << 19
 _DEVICE_BYTES = 1 << 26
 _BUDGET_BYTES = 1 << 30
 
