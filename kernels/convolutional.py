@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -138,6 +139,8 @@ class Convolutional(NetworkKernel):
     def pair(self, a: Prepared, b: Prepared) -> Array:
         image, _ = self._images(a, b)
         network = self.network(image.shape[1:])
+        for part in (a, b):
+            _check_norms(network, part)
         path = choose(network, self.tangent, image)
         result = path.pair(network, self.tangent, a, b, same_rows(a, b))
         return result if len(self.outputs) > 1 else result[0]
@@ -145,6 +148,7 @@ class Convolutional(NetworkKernel):
     def diag(self, a: Prepared) -> Array:
         image = a.arrays["image"]
         network = self.network(image.shape[1:])
+        _check_norms(network, a)
         result = choose(network, self.tangent, image).diag(network, self.tangent, a)
         return result if len(self.outputs) > 1 else result[0]
 
@@ -166,3 +170,18 @@ class Convolutional(NetworkKernel):
             return cost
         compiled = native.scratch_bytes(network, self.tangent, n, m, shape[2], dtype)
         return replace(cost, scratch_bytes=max(cost.scratch_bytes, compiled))
+
+
+def _check_norms(network: Network, part: Prepared) -> None:
+    """Compiled code reads norms by the network's own sizes, wherever they end.
+
+    Raises:
+        KernelError: the block was prepared for layers on other grids.
+    """
+    expected = {f"norm{k}": (len(part), math.prod(stage.grid)) for k, stage in enumerate(network.stages, 1)}
+    found = {name: array.shape for name, array in part.arrays.items() if name.startswith("norm")}
+    if found != expected:
+        raise KernelError(
+            f"blocks were prepared by a kernel with other layers: patch norms of shapes {found} where "
+            f"{expected} is needed; prepare them with this kernel"
+        )

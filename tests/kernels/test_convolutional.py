@@ -14,7 +14,7 @@ from contracts import KernelContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import costs, displacements, general, recursion
+from kernels import costs, displacements, general, native, recursion
 from kernels.base import KernelError
 from kernels.convolutional import Convolutional, Layer
 from kernels.deep import FullyConnected
@@ -534,3 +534,30 @@ def test_patches_larger_than_their_grid_are_refused(patches: tuple, shape: tuple
         kernel.check(shape)
     Convolutional((Layer(8, "relu"),)).check((8, 8, 1))
     Convolutional((Layer(8, "relu"),), pooling_mode="same").check((1, 8, 1))
+
+
+@pytest.mark.parametrize("path", ["general", "compiled"])
+def test_blocks_of_another_network_are_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects from norms read by another grid's sizes: wrong numbers, or memory that is not theirs."""
+    if path == "compiled" and native_obstacle() is not None:
+        pytest.skip("the compiled path is not here")
+    monkeypatch.setenv(VARIABLE, path)
+    layer = {"patch": 3, "kernel": "exponential", "sigma": 0.6}
+    first, second, third = (
+        Convolutional(tuple(Layer(**layer, subsampling=s) for s in steps))
+        for steps in ((4, 1), (2, 5), (2, 2, 2))
+    )
+    X = np.random.default_rng(0).random((3, 32, 32, 3))
+    other = first.prepare(X)
+    for kernel in (second, third):
+        own = kernel.prepare(X)
+        for blocks in ((own, other), (other, own), (other, other)):
+            with pytest.raises(KernelError, match="prepare them with this kernel"):
+                kernel.pair(*blocks)
+        with pytest.raises(KernelError, match="prepare them with this kernel"):
+            kernel.diag(other)
+
+
+def native_obstacle() -> str | None:
+    kernel = Convolutional((Layer(patch=3, kernel="exponential", sigma=0.6),))
+    return native.obstacle(kernel.network((8, 8)), False, np.zeros((1, 8, 8, 1)))
