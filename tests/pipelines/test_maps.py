@@ -179,6 +179,61 @@ def test_features_are_those_of_all_samples_at_once_and_shared(samples: small.Sam
     assert made_features(samples, root)[0].store != report.store
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_features_of_other_code_are_refused(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Protects a resumed run from a map whose code changed: old features are not mixed with new ones."""
+    sections = {"gram": {"dtype": dtype}}
+    report, _ = made_features(samples, root, **sections)
+    assert made_features(samples, root, **sections)[0].reused == 5
+    really = TinyMap.features
+    monkeypatch.setattr(TinyMap, "features", lambda self, X: really(self, X) * X.dtype.type(1 + 1e-3))
+    refused = (
+        rf"{report.store}: stored features of block 0 .*relative difference 1\.0e-03\); use another --root"
+    )
+    with pytest.raises(StoreError, match=refused) as e:
+        made_features(samples, root, **sections)
+    assert not isinstance(e.value, ChunkLost)
+    FeatureStore(Path(report.store)).set_aside("features", (0, 0))
+    with pytest.raises(StoreError, match="stored features of block 1"):  # also where some are to be made
+        made_features(samples, root, **sections)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"kind": "nystrom", "landmarks": 30, "epsilon": 0.0},
+        {"kind": "random", "widths": [50]},
+    ],
+    ids=lambda table: table["kind"],
+)
+def test_features_of_another_machine_are_taken(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch, table: dict
+) -> None:
+    """Protects resuming elsewhere: what rounding does to features, amplified or not, is no other code."""
+    one = samples.experiment(
+        kernel={"kind": "fully-connected", "family": "ntk", "depth": 2}, gram={"dtype": "float32"}
+    )
+    resolved = pools.resolve(one)
+    unlearned = feature_map(table, one.kernel_object, 0)
+    rows = resolved.split.pool_rows
+    made, folder = maps.learned(resolved, unlearned, "float32", root, resolved.split.train, tasks.Workers)
+
+    def materialise() -> features.FeatureReport:
+        return features.materialise(resolved, made, "float32", root, rows, tasks.Workers, learned=folder)
+
+    computed = materialise().computed
+    really = type(made).features
+
+    def otherwise(self: FeatureMap, X: np.ndarray, *rest: Any) -> np.ndarray:
+        """Sums taken in another order are off by a rounding, as those of a sample a rounding away."""
+        return really(self, X * np.float32(1 - 2**-23), *rest)
+
+    monkeypatch.setattr(type(made), "features", otherwise)
+    assert materialise().reused == computed
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone", "json", "empty", "other", "pickled"])
 def test_a_damaged_map_is_named_set_aside_and_learned_again(
     samples: small.Samples, root: Path, counted: list[int], how: str
