@@ -14,11 +14,11 @@ from cluster.watchdog import explain
 from pipelines import provenance
 from pipelines.comparison import compare, page
 from pipelines.comparison.findings import findings
-from pipelines.comparison.sizes import read_sizes, read_target
+from pipelines.comparison.sizes import has_features, read_sizes, read_target
 from pipelines.comparison.store import ComparisonStore
 from pipelines.comparison.subject import Request, Subject, address
 from pipelines.errors import ExperimentError
-from pipelines.experiment import Study
+from pipelines.experiment import Experiment, Study
 from pipelines.fit import Place
 
 from .machines import Cluster
@@ -52,12 +52,12 @@ def compare_features(
     *,
     command: str = "",
 ) -> Outcome:
-    """Compare every experiment of a study with its exact kernel and write the page; found again, it is read.
+    """Compare experiments of a study that have features with their exact kernel and write the page, or read it again.
 
     sizes, targets: as on the command line. samples: of training. repeat: seeds for each size. root: made when absent.
 
     Raises:
-        ExperimentError: an option is invalid, or an experiment has no features of any size.
+        ExperimentError: an option is invalid, no experiment has features, or those of one have no size.
         DataError: data are missing or bad.
         DoesNotFit: the matrices and features do not fit into the free memory.
     """
@@ -66,7 +66,7 @@ def compare_features(
     if repeat < 1:
         raise ExperimentError(f"--repeat {repeat}: must be a number of seeds from 1 on")
     request = Request(read_sizes(sizes), samples, repeat, tuple(read_target(text) for text in targets))
-    subjects = [Subject(experiment, request) for experiment in study.experiments]
+    subjects = _subjects(study, request)
     root = root.resolve()
     store = ComparisonStore(root, study.name, address(subjects))
     found = store.read()
@@ -82,6 +82,25 @@ def compare_features(
         }
         store.write(found, page.compare_page(found))
     return _outcome(study, found, store.folder / "report.html")
+
+
+def _subjects(study: Study, request: Request) -> list[Subject]:
+    """What there is to compare: experiments without features are the exact kernel anyway, and those whose features
+    differ in size alone are one, named by all of their labels.
+
+    Raises:
+        ExperimentError: no experiment has features.
+    """
+    # Where none has any, Subject says what to do.
+    experiments = [one for one in study.experiments if has_features(one)] or study.experiments
+    alike: dict[str, list[Experiment]] = {}
+    for one in experiments:
+        alike.setdefault(address([Subject(one, request)]), []).append(one)
+    labelled = [
+        group[0].model_copy(update={"label": "; ".join(one.label for one in group)})
+        for group in alike.values()
+    ]
+    return [Subject(one, request) for one in labelled]
 
 
 def _compared(

@@ -80,6 +80,19 @@ def inverse_norms(norm: Array, floor: float) -> Array:
     return 1 / namespace(norm).maximum(norm, norm.dtype.type(floor))
 
 
+def mirror(K: Array) -> None:
+    """Copy the lower triangles of K (..., n, n) to the upper ones, in pieces that stay in the cache."""
+    xp = namespace(K)
+    n = K.shape[-1]
+    step = math.isqrt(block_bytes(xp) // K.dtype.itemsize)
+    pieces = [slice(start, start + step) for start in range(0, n, step)]
+    for k, rows in enumerate(pieces):
+        lower = xp.tril(K[..., rows, rows])
+        K[..., rows, rows] = lower + xp.tril(lower, -1).swapaxes(-1, -2)
+        for columns in pieces[:k]:
+            K[..., columns, rows] = K[..., rows, columns].swapaxes(-1, -2)
+
+
 @dataclass(frozen=True)
 class HomogeneousKernel(Kernel):
     """|x| |y| kappa(cos(x, y)); subclasses say what kappa is.
@@ -89,7 +102,9 @@ class HomogeneousKernel(Kernel):
 
     floor: float = field(default=DEFAULT_FLOOR, kw_only=True)
 
+    revision: ClassVar[int] = 2
     _scratch_strips: ClassVar[int] = 3
+    """Scratch arrays of ``_apply``; the first also takes the weights, so at least one."""
 
     @abstractmethod
     def _apply(self, outputs: Sequence[Array], scratch: Sequence[Array]) -> None:
@@ -164,9 +179,14 @@ class HomogeneousKernel(Kernel):
         for start in range(0, n, step):
             strips = result[:, start : start + step]
             shape = strips.shape[1:]
-            self._apply(list(strips), [workspace.take(str(k), shape) for k in range(self._scratch_strips)])
-            strips *= weight_a[start : start + step, None]
-            strips *= weight_b
+            scratch = [workspace.take(str(k), shape) for k in range(self._scratch_strips)]
+            self._apply(list(strips), scratch)
+            # Their product first: multiplied one after the other they would round otherwise for (i, j) than for (j, i).
+            strips *= xp.multiply(weight_a[start : start + step, None], weight_b, out=scratch[0])
+        if a.pool == b.pool and np.array_equal(a.rows, b.rows):
+            # Neither products of matrices nor vectorised functions promise the same bits in both triangles, and
+            # solvers that read one or the other would solve with two matrices.
+            mirror(result)
         return result if len(self.outputs) > 1 else result[0]
 
     def diag(self, a: Prepared) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +32,9 @@ PREPROCESSED_SIDE = 128
 
 BLOCK_BYTES = 2**27
 """Features in one block: what a task holds, and what lies in one chunk."""
+
+CHECKED_ROWS = 4
+"""Samples of one stored block whose features are computed again, where features are reused."""
 
 SCRATCH_BYTES = 2**28
 """Memory that a feature map may take beside the features of a block."""
@@ -224,6 +227,46 @@ def mapped(feature_map: FeatureMap, X: np.ndarray) -> Array:
     return phi
 
 
+def check_stored(job: FeatureJob, store: FeatureStore, reused: Sequence[int]) -> None:
+    """Where features are ``reused``, compute those of a few samples of their first block again.
+
+    Raises:
+        StoreError: they differ by more than rounding (the store was made by another revision of the map, or by a
+            defective machine).
+    """
+    if job.kernel is None or not reused:
+        return
+    kernel = load_kernel(job.kernel, job.learned)
+    if not isinstance(kernel, FeatureMap):
+        return
+    extent = store.extent(reused[0])
+    picks = np.unique(np.linspace(0, extent.stop - extent.start - 1, CHECKED_ROWS).astype(int))
+    try:
+        stored = store.read_block(reused[0]).arrays[FEATURES][picks].astype(np.float64)
+        X = np.concatenate([job.samples.read(row, row + 1) for row in (extent.start + picks).tolist()])
+    except ChunkLost:
+        return  # set aside by the reader: it will be made again
+    X = X.reshape(len(X), *kernel_shape(kernel.inputs, X.shape[1:]))
+
+    def computed(X: np.ndarray) -> np.ndarray:
+        return to_host(mapped(kernel, X)).astype(np.float64)
+
+    # Whitening amplifies rounding, and steps are known by the sign of a sum alone: as far as features move when
+    # samples do by a few units of rounding, others may differ.
+    rng = np.random.default_rng(0)
+    now, shares = computed(X), np.array([0, 16 * np.finfo(X.dtype).eps], X.dtype)
+    others = [computed(X * (1 - rng.choice(shares, X.shape))) for _ in range(2)]
+    moved = np.max([np.linalg.norm(other - now, axis=1) for other in others], axis=0)
+    scale = np.linalg.norm(now, axis=1) + np.finfo(X.dtype).tiny
+    allowed = (2e-5 if X.dtype == np.float32 else 1e-8) + 8 * moved / scale
+    errors = np.linalg.norm(stored - now, axis=1) / scale
+    if not (errors <= allowed).all():
+        raise StoreError(
+            f"{store.path}: stored features of block {reused[0]} are not what the map computes now"
+            f" (relative difference {np.max(errors):.1e}); use another --root, or remove this store"
+        )
+
+
 def fill(
     job: FeatureJob,
     store: FeatureStore,
@@ -237,8 +280,12 @@ def fill(
     """Make those of ``blocks`` that a feature store lacks; returns how many were made and found.
 
     on_devices: they are computed on GPUs where there are any; else on the processors of all workers.
+
+    Raises:
+        StoreError: stored features are not what the map computes now.
     """
     blocks = sorted(blocks)
+    check_stored(job, store, [block for block in blocks if store.has(block)])
     missing = [block for block in blocks if not store.has(block)]
     found = len(blocks) - len(missing)
     if not missing:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from kernels.base import KernelError
+from kernels.features.base import FeatureMap
+from kernels.features.nystrom import NystromFeatures
 
 from ..wording import bytes_text, number_text
 from .measures import MEASURES, PowerLaw, mean_error, power_law
@@ -27,7 +29,8 @@ UNBOUNDED = 1000.0
 
 
 def findings(subject: Subject, compared: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``compare.compare`` found, with ``sizes``, ``fits``, ``slope`` and ``targets`` added; a JSON value."""
+    """What ``compare.compare`` found, with its ``sizes``, ``fits``, ``slope`` and ``targets``, and
+    ``landmarks``, whether samples that are compared may be some; a JSON value."""
     sizes = subject.request.sizes
     places = positions(sizes)
     rows = [_row(size, place, compared["points"]) for size, place in zip(sizes, places, strict=True)]
@@ -38,6 +41,7 @@ def findings(subject: Subject, compared: Mapping[str, Any]) -> dict[str, Any]:
         "fits": {measure: _fit(fit, places) for measure, fit in fits.items()},
         "slope": _slope(compared["kind"], fits["relF"]),
         "targets": [_target(subject, rows, m, error, fits[m]) for m, error in subject.request.targets],
+        "landmarks": _are_landmarks(subject),
     }
 
 
@@ -91,15 +95,22 @@ def _target(
         return {**found, "refused": True, "text": f"{measure} = {error:g}: {_refusal(fit, len(rows))}."}
     places = fit.size_for(error)
     size, low, high = (at_position(subject.request.sizes, place) for place in places)
-    factor, most = (place / rows[-1]["position"] for place in (places[0], places[2]))
-    needed = _bytes(subject, size)
-    end = f"{_about(low)} to {_about(high)}" if most < UNBOUNDED else f"{_about(low)} or more"
+    refused = _refused(subject, size)
+    if refused is not None:
+        text = (
+            f"{measure} = {error:g}: the line through the errors asks for about {key} = {_about(size)}, and"
+            f" {refused}."
+        )
+        return {**found, "refused": True, "text": text}
+    factor, most = (at / rows[-1]["position"] for at in (places[0], places[2]))
+    needed = sample_bytes(subject.approximation.at(size), subject.shape, subject.dtype)
+    unbounded = most >= UNBOUNDED or _refused(subject, high) is not None
+    end = f"{_about(low)} or more" if unbounded else f"{_about(low)} to {_about(high)}"
     text = (
         f"{measure} = {error:g} needs about {key} = {_about(size)} (95 % confidence: {end}), {factor:.2g} times the"
-        " largest size compared"
+        f" largest size compared; then the features of a sample take {bytes_text(needed)}."
     )
-    text += "" if needed is None else f"; then the features of a sample take {bytes_text(needed)}"
-    text += ". So far beyond what was compared, take it for an order of magnitude." if factor > FAR else "."
+    text += " So far beyond what was compared, take it for an order of magnitude." if factor > FAR else ""
     numbers = {name: list(one.numbers) for name, one in (("size", size), ("low", low), ("high", high))}
     return {**found, **numbers, "factor": factor, "bytes_per_sample": needed, "text": text}
 
@@ -121,10 +132,25 @@ def _about(size: Size) -> str:
     return " x ".join(f"{int(float(f'{number:.2g}')):,}" for number in size.numbers)
 
 
-def _bytes(subject: Subject, size: Size) -> int | None:
-    """Bytes of a sample's features at a size, where the map takes it."""
+def _refused(subject: Subject, size: Size) -> str | None:
+    """Why no map of this size could be made in a run of the experiment, in words; None where one could."""
     try:
         made = subject.approximation.at(size)
-    except KernelError:
-        return None
-    return sample_bytes(made, subject.shape, subject.dtype)
+    except KernelError as error:
+        return f"the map does not take that ({error})"
+    if isinstance(made, FeatureMap):
+        samples = len(subject.whole.split.train) if made.learns else 0
+        try:
+            made.check_count(samples)
+        except KernelError:
+            return (
+                f"there are only {samples:,} training samples: the error ends at 0 with all of them, so that no such"
+                " line holds there"
+            )
+    return None
+
+
+def _are_landmarks(subject: Subject) -> bool:
+    """Whether samples that are compared may be landmarks of the map, at which its error is 0."""
+    made = subject.approximation.at(subject.request.sizes[0])
+    return isinstance(made, NystromFeatures) and made.selection != "k-means"

@@ -44,6 +44,11 @@ def sentences(entry: Entry) -> list[str]:
     """What was found, in words."""
     found = [_slope_sentence(entry)]
     found += [target["text"] for target in entry["targets"]]
+    if entry["landmarks"]:
+        found.append(
+            "Errors are measured on training samples, which may be landmarks themselves, where the error is 0; on"
+            " other samples it is larger."
+        )
     if entry["repeats"] == 1 and entry["asked_repeats"] > 1:
         found.append("Nothing in these features is drawn at random: one seed tells all.")
     return found

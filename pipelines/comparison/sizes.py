@@ -95,6 +95,11 @@ def read_target(text: str) -> tuple[str, float]:
     return measure.strip(), error
 
 
+def has_features(experiment: Experiment) -> bool:
+    """Whether an experiment has ``[features]``, or its kernel is random and knows the exact one."""
+    return experiment.features is not None or isinstance(experiment.kernel.get("kernel"), dict)
+
+
 @dataclass(frozen=True)
 class Approximation:
     """What an experiment compares: the exact kernel's table, and the map's or random kernel's, whose size is ``key``.
@@ -117,7 +122,7 @@ class Approximation:
         """
         if experiment.features is not None:
             exact, table = experiment.kernel, experiment.features.parameters
-        elif isinstance(experiment.kernel.get("kernel"), dict):
+        elif has_features(experiment):
             exact, table = experiment.kernel["kernel"], experiment.kernel
         else:
             raise ExperimentError(

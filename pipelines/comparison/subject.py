@@ -33,6 +33,9 @@ SHARE = 0.9
 COMPARISON = 1
 """Raised whenever a comparison gives other numbers, so that stored points are not used again."""
 
+FINDINGS = 2
+"""Raised whenever other things are said of the same points, so that a stored page is not taken for a new one's."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -195,4 +198,5 @@ def address(subjects: Sequence[Subject]) -> str:
     """Names a comparison by all that its page says."""
     asked = [subjects[0].request.samples, subjects[0].request.repeat, subjects[0].request.targets]
     maps_asked = [[made.describe(), made.revisions()] for subject in subjects for _, made in subject.wanted]
-    return digest({"exact": [s.identity for s in subjects], "maps": maps_asked, "asked": asked})
+    exact = [subject.identity for subject in subjects]
+    return digest({"exact": exact, "maps": maps_asked, "asked": asked, "findings": FINDINGS})

@@ -210,8 +210,8 @@ def make(
         streamed=streamed,
         blocks_reason=reason,
         learning=learning,
-        # In this process, with the threads of a solve; a float32 product is quicker here as it is in a worker.
-        learning_seconds=learning.operations / speed.operations * (speed.worker / _rate(speed, dtype)),
+        # In this process, on one thread, as a worker computes.
+        learning_seconds=learning.operations / _rate(speed, dtype),
     )
 
 

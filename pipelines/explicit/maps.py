@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from kernels.features.base import FeatureMap
 
@@ -52,7 +53,9 @@ def learned(
             pools, dtype, root, rows, features.PREPROCESSED_SIDE, workers, progress=progress, use=use
         )
         started = time.perf_counter()
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is an error, in words
+        # What is not finite is an error, in words. One thread: eigenvectors are rounded otherwise by two, and what was
+        # learned is named by its digest, so that all features would be computed again.
+        with np.errstate(over="ignore", invalid="ignore"), threadpool_limits(1, user_api="blas"):
             made = unlearned.learn(
                 TrainingSamples(samples, rows, len(pools.train), unlearned.inputs), progress
             )

@@ -114,6 +114,27 @@ def test_a_table_of_kernels_has_one_page_and_a_verdict(
     assert "features beside the exact kernel" in capsys.readouterr().err
 
 
+def test_a_table_with_the_exact_kernel_compares_the_features_of_the_others(file: Path, root: Path) -> None:
+    """Protects tables of sizes of features beside the exact kernel: the sizes asked for replace those of the table, so
+    that its variants are one comparison; features that differ in more are another."""
+    text = TOML[: TOML.index("[features]")] + TOML[TOML.index("[solve]") :]
+    variants = """variants = [
+      { label = "exact kernel" },
+      { label = "few", features = { kind = "random", widths = 16 } },
+      { label = "many", features = { kind = "random", widths = 64 } },
+      { label = "orthogonal", features = { kind = "random", widths = 64, orthogonal = true } },
+    ]"""
+    file.write_text(text.replace('name = "pilot"', f'name = "pilot"\n{variants}'))
+    outcome = compare_features(experiment.load(file), "8,16", 30, 1, [], root, "serial", Quiet())
+    assert [entry["label"] for entry in outcome.comparison["entries"]] == ["few; many", "orthogonal"]
+
+
+@pytest.mark.parametrize("name", ["digits-nystrom-ckn", "digits-random-features"])
+def test_shipped_tables_of_features_are_compared(name: str, root: Path) -> None:
+    outcome = compare_features(experiment.load(name), "2,4", 10, 1, [], root, "serial", Quiet())
+    assert all("exact" not in entry["label"] for entry in outcome.comparison["entries"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

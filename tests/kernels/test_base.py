@@ -85,7 +85,7 @@ def test_what_cannot_be_combined() -> None:
 def test_revision_of_a_term_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of a sum are as old as its oldest term."""
     before = (EXP + POLY).fingerprint
-    monkeypatch.setattr(DotProduct, "revision", 2)
+    monkeypatch.setattr(DotProduct, "revision", DotProduct.revision + 1)
     assert (DotProduct("exponential", sigma=0.6) + POLY).fingerprint != before
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kernels.base import KernelError
 from kernels.deep import FullyConnected
-from kernels.dot_product import DotProduct, kappa_0, kappa_1, raise_to
+from kernels.dot_product import DotProduct, kappa_0, kappa_1, mirror, raise_to
 
 SQRT_3 = math.sqrt(3)
 
@@ -275,3 +275,47 @@ def test_a_parameter_of_another_kernel_says_whose_it_is() -> None:
     """Protects ``exponential`` with a degree: whose that is, and what is needed instead."""
     with pytest.raises(KernelError, match=r"it belongs to 'polynomial': exponential takes sigma"):
         DotProduct("exponential", degree=2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        *(DotProduct("exponential", sigma=0.6), DotProduct("polynomial", degree=3), DotProduct("linear")),
+        *(DotProduct("arc-cosine", order=0), DotProduct("arc-cosine", order=1)),
+        *(DotProduct("laplace"), DotProduct("square")),
+        *(FullyConnected(family, depth=3) for family in ("rf", "ntk", "both")),
+        *(FullyConnected(family, bias=True) for family in ("rf", "ntk", "both")),
+        FullyConnected("ntk", depth=3, normalize_inputs=True),
+    ],
+    ids=lambda value: value.kernel if isinstance(value, DotProduct) else None,
+)
+def test_samples_with_themselves_give_a_symmetric_matrix(
+    kernel: DotProduct | FullyConnected, dtype: type
+) -> None:
+    """Solvers that read one triangle and solvers that read both solve with one matrix, also where the second side
+    was prepared again."""
+    X = np.random.default_rng(0).gamma(1.0, size=(601, 37)).astype(dtype)
+    a, again = kernel.prepare(X), kernel.prepare(X)
+    for b in (a, again):
+        K = kernel.pair(a, b)
+        assert np.array_equal(K, np.swapaxes(K, -1, -2))
+
+
+def test_tiles_on_both_sides_of_the_diagonal_are_scaled_alike() -> None:
+    """The weights of a pair round the same in whichever order its samples come."""
+    # Cosines of 0 and of 1 alone: no product rounds, and all that differs is the scaling.
+    X = (
+        np.random.default_rng(0).uniform(0.5, 2.0, size=300)[:, None] * np.eye(3)[np.arange(300) % 3]
+    ).astype("f4")
+    kernel = FullyConnected("rf", depth=2)
+    a, b = kernel.prepare(X[:150]), kernel.prepare(X[150:], np.arange(150, 300))
+    assert np.array_equal(kernel.pair(a, b), kernel.pair(b, a).T)
+
+
+@pytest.mark.parametrize("n", [1, 3, 255, 256, 257, 700])
+def test_mirror_copies_the_lower_triangle(n: int) -> None:
+    K = np.random.default_rng(0).standard_normal((2, n, n)).astype(np.float32)
+    expected = np.tril(K) + np.swapaxes(np.tril(K, -1), -1, -2)
+    mirror(K)
+    assert np.array_equal(K, expected)

@@ -324,12 +324,64 @@ def test_targets_are_reached_extrapolated_or_refused(samples: Samples, root: Pat
 def test_a_target_of_errors_that_do_not_fall_is_refused(samples: Samples) -> None:
     one = features_of(samples)
     subject = Subject(one, Request(read_sizes("4,8,16"), targets=(("relF", 0.01),)))
-    point = {"errors": {"relF": 0.1, "relOp": 0.1, "relMax": 0.1}, "score": 1.0, "gap": 0.0, "learning_seconds": 0.0,
-             "seconds_per_sample": 0.0, "bytes_per_sample": 8}  # fmt: skip
-    found = findings(subject, {"kind": "random", "points": [{**point, "size": [m]} for m in (4, 8, 16)]})
+    found = invented(subject, [[0.1]] * 3)
     assert found["targets"][0]["refused"]
     assert "does not clearly fall" in found["targets"][0]["text"]
     assert found["slope"]["status"] == "not reached"
+
+
+def invented(subject: Subject, errors: list[list[float]]) -> dict[str, Any]:
+    """What is found of points with these errors, by size and seed."""
+    point = {
+        "score": 1.0,
+        "gap": 0.0,
+        "learning_seconds": 0.0,
+        "seconds_per_sample": 0.0,
+        "bytes_per_sample": 8,
+    }
+    points = [
+        {**point, "size": list(size.numbers), "errors": dict.fromkeys(measures.MEASURES, error)}
+        for size, own in zip(subject.request.sizes, errors, strict=True)
+        for error in own
+    ]
+    return findings(subject, {"kind": subject.approximation.kind, "points": points})
+
+
+def test_more_landmarks_than_samples_are_not_promised(samples: Samples) -> None:
+    """Protects against a size that no run could have: there are 40 training samples to choose landmarks among."""
+    one = features_of(samples, {"kind": "nystrom", "landmarks": 5})
+    subject = Subject(one, Request(read_sizes("4,8,16"), targets=(("relF", 0.1), ("relF", 1e-3))))
+    within, beyond = invented(subject, [[0.8, 0.81], [0.4, 0.401], [0.2, 0.201]])["targets"]
+    assert within["size"] == [32]
+    assert "or more" in within["text"] or within["high"][0] <= 40
+    assert "size" not in beyond
+    assert beyond["refused"]
+    assert "asks for about landmarks = 3,2" in beyond["text"]
+    assert "only 40 training samples" in beyond["text"]
+
+
+def test_sizes_that_a_map_refuses_are_not_promised(samples: Samples) -> None:
+    """Protects against a size above another parameter's, such as patches; said in the map's own words."""
+    one = features_of(samples, {"kind": "nystrom", "landmarks": 5, "selection": "k-means", "candidates": 20})
+    subject = Subject(one, Request(read_sizes("4,8,16"), targets=(("relF", 0.1),)))
+    found = invented(subject, [[0.8, 0.81], [0.4, 0.401], [0.2, 0.201]])
+    assert found["targets"][0]["refused"]
+    assert "the map does not take that (features.candidates must be at least" in found["targets"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"kind": "nystrom", "landmarks": 5}, True),
+        ({"kind": "nystrom", "landmarks": 5, "selection": "k-means"}, False),
+        (RANDOM, False),
+    ],
+)
+def test_samples_that_may_be_landmarks_are_spoken_of(
+    samples: Samples, root: Path, table: dict[str, Any], said: bool
+) -> None:
+    found = compared(features_of(samples, table), root, "5,10", samples=12)
+    assert any("may be landmarks themselves" in text for text in sentences(found)) == said
 
 
 def test_the_page_and_the_table_say_what_was_found(samples: Samples, root: Path) -> None:

@@ -15,11 +15,12 @@ import pytest
 import small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 from tiny_map import LINEAR, TinyMap, preprocessed, tiny
 
 from kernels.base import KernelError
 from kernels.features.base import FeatureMap, InMemory
-from kernels.registry import feature_map
+from kernels.registry import feature_map, from_description
 from pipelines import features, leases, pools, results, stores, tasks
 from pipelines.errors import ChunkLost, DiskFull, StoreError
 from pipelines.explicit import mapfiles, maps
@@ -27,6 +28,8 @@ from pipelines.inventory import inventory, remove, unused
 from pipelines.samples import Preprocessed
 from pipelines.stores import FeatureStore, PoolStore
 from pipelines.verify import verify
+
+SMOOTH = {"kind": "dot-product", "kernel": "exponential", "sigma": 1.5}
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
 
@@ -123,6 +126,32 @@ def test_other_samples_than_training_ones_are_not_looked_at(samples: small.Sampl
     assert learn(samples, root)[0].learned == made.learned
 
 
+@pytest.mark.parametrize("kind", ["nystrom", "nystrom-ckn"])
+def test_threads_do_not_change_what_is_learned(
+    samples: small.Samples, tmp_path: Path, rng: np.random.Generator, kind: str
+) -> None:
+    """Protects stored features: eigenvectors are rounded otherwise by two threads of BLAS, and a map is named by a
+    digest of what it learned."""
+    samples.write(120)
+    np.save(samples.folder / "X.npy", rng.standard_normal((120, 16, 16, 1)))
+    layer = {"patch": 5, "kernel": "exponential", "sigma": 0.6}
+    tables = {
+        "nystrom": {"kind": "nystrom", "kernel": SMOOTH, "landmarks": 100},
+        "nystrom-ckn": {
+            "kind": "nystrom-ckn", "kernel": {"kind": "convolutional", "layers": [layer]}, "anchors": [100],
+            "patches": 2000, "iterations": 1,
+        },
+    }  # fmt: skip
+    seen = set()
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            made, _ = learn(
+                samples, tmp_path / str(threads), from_description(tables[kind]), data={"train": 100}
+            )
+        seen.add(made.learned)
+    assert len(seen) == 1
+
+
 def test_a_map_that_learns_nothing_needs_no_file(samples: small.Samples, root: Path) -> None:
     """Protects random features: they follow from their parameters."""
     one = samples.experiment()
@@ -177,6 +206,55 @@ def test_features_are_those_of_all_samples_at_once_and_shared(samples: small.Sam
     )
     assert (again.store, again.computed, again.reused) == (report.store, 0, 5)
     assert made_features(samples, root)[0].store != report.store
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_features_of_other_code_are_refused(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Protects a resumed run from a map whose code changed: old features are not mixed with new ones."""
+    sections = {"gram": {"dtype": dtype}}
+    report, _ = made_features(samples, root, **sections)
+    assert made_features(samples, root, **sections)[0].reused == 5
+    really = TinyMap.features
+    monkeypatch.setattr(TinyMap, "features", lambda self, X: really(self, X) * X.dtype.type(1 + 1e-3))
+    refused = (
+        rf"{report.store}: stored features of block 0 .*relative difference 1\.0e-03\); use another --root"
+    )
+    with pytest.raises(StoreError, match=refused) as e:
+        made_features(samples, root, **sections)
+    assert not isinstance(e.value, ChunkLost)
+    FeatureStore(Path(report.store)).set_aside("features", (0, 0))
+    with pytest.raises(StoreError, match="stored features of block 1"):  # also where some are to be made
+        made_features(samples, root, **sections)
+
+
+@pytest.mark.parametrize("kind", ["nystrom", "random"])
+def test_features_of_another_machine_are_taken(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, kind: str
+) -> None:
+    """Protects resuming elsewhere: rounding, which whitening amplifies, is no other code."""
+    np.save(samples.folder / "X.npy", rng.standard_normal((72, 3)))
+    one = samples.experiment(kernel=SMOOTH, gram={"dtype": "float32"})
+    table = {"landmarks": 30, "epsilon": 0.0} if kind == "nystrom" else {"widths": [50]}
+    resolved = pools.resolve(one)
+    unlearned = feature_map({"kind": kind, **table}, one.kernel_object, 0)
+    rows = resolved.split.pool_rows
+    made, folder = maps.learned(resolved, unlearned, "float32", root, resolved.split.train, tasks.Workers)
+
+    def materialise() -> features.FeatureReport:
+        return features.materialise(resolved, made, "float32", root, rows, tasks.Workers, learned=folder)
+
+    computed = materialise().computed
+    really = type(made).features
+
+    def otherwise(self: FeatureMap, X: np.ndarray, *rest: Any) -> np.ndarray:
+        """Sums taken in another order are off by a rounding, as those of a sample a few roundings away."""
+        moved = np.random.default_rng(1).integers(-4, 5, X.shape).astype(X.dtype)
+        return really(self, X * (1 + moved * np.finfo(X.dtype).eps), *rest)
+
+    monkeypatch.setattr(type(made), "features", otherwise)
+    assert materialise().reused == computed
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone", "json", "empty", "other", "pickled"])
