@@ -239,6 +239,8 @@ class Work(ABC):
                 "labels": labels,
                 "task": data.task,
                 "solve": self.experiment.solve.model_dump(mode="json"),
+                # Centres, sketches and probes are drawn under it.
+                "seed": self.experiment.seed,
                 "revision": fit.REVISION,
             }
         )

@@ -82,6 +82,10 @@ def read(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{folder}: the result cannot be read ({error})") from None
 
 
+_DECISIVE = ("data", "kernel", "features", "gram", "solve", "seed")
+"""Keys of an experiment that its numbers depend on."""
+
+
 def found(root: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Folder and result of every run of an experiment under a root, newest first; damaged ones left out."""
     documents = (root / "results").glob(f"{name}-????????????/*/result.json")
@@ -99,7 +103,7 @@ def newest(root: Path, name: str, table: Mapping[str, Any]) -> tuple[Path, dict[
     """
     for folder, result in found(root, name):
         before = result["experiment_table"]
-        if all(before.get(key) == table.get(key) for key in ("data", "kernel", "features", "gram", "solve")):
+        if all(before.get(key) == table.get(key) for key in _DECISIVE):
             return folder, result
     raise StoreError(f"{root} holds no result of {name} as it is now; run it first")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flows.display import Terminal
 from flows.run import run_study
-from pipelines import experiment
+from pipelines import experiment, results
 
 TOML = """
 name = "small"
@@ -45,3 +47,21 @@ def test_a_solve_is_kept_where_a_ridge_did_not_converge(tmp_path: Path) -> None:
     assert after[1e-7]["status"] == "solved"
     assert after[1e-7]["iterations"] > before[1e-7]["iterations"] == 1
     assert not list((tmp_path / "root" / "solves").iterdir())
+
+
+def test_another_seed_is_another_result(tmp_path: Path) -> None:
+    """Protects from a model whose centres were drawn under another seed."""
+    table = TOML.split("[solve]")[0] + '[solve]\nmethod = "nystrom"\ncentres = 50\nridges = [1e-3]\n'
+    centres, runs = [], []
+    for seed in (0, 1, 0):
+        (tmp_path / "small.toml").write_text(f"seed = {seed}\n{table}")
+        spec = experiment.load(tmp_path / "small.toml")
+        with Terminal() as display:
+            outcome = run_study(spec, tmp_path / "root", "serial", display)
+        (result,) = outcome.results
+        folder, _ = results.newest(tmp_path / "root", "small", spec.experiments[0].table())
+        centres.append(np.load(folder / "rows.npy").tolist())
+        runs.append(result["evaluation"]["solved_by"]["run"])
+    assert centres[0] != centres[1]
+    assert centres[0] == centres[2]
+    assert runs[0] == runs[2] != runs[1]
