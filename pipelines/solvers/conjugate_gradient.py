@@ -131,18 +131,25 @@ class ConjugateGradient(Iterative):
 def _effective_dimension(
     state: ConjugateGradientState, systems: Systems, iteration: State, group: int
 ) -> float | None:
-    """tr K (K + shift I)^-1: of the preconditioner's approximation exactly, of the rest by the probes (Hutchinson).
+    """d = tr K (K + shift I)^-1 by the probes (Hutchinson); None where they were not solved.
 
-    None where the probes were not solved.
+    Either of two matrices is probed: K (K + shift I)^-1 less the preconditioner's approximation of it, whose trace is
+    known, or R = shift (K + shift I)^-1, of trace n - d. Both have eigenvalues between 0 and 1, so that the variance
+    of a probe is at most twice the trace: that of the smaller trace is taken. Generalised cross-validation divides by
+    n - d, and where that is small only the second knows it.
     """
     rows = systems.probe_rows(group)
     if not systems.solved(iteration, rows):
         return None
     n, shift, known = state.operator.n, state.shifts[group], state.preconditioner
     probes = systems.right[group, systems.measured :]
-    inverse = np.einsum("kn,kn->k", probes, iteration.X[rows])
-    rest = n - shift * inverse - known.quadratic_forms(probes, shift)
-    return min(max(known.effective_dimension(shift) + float(rest.mean()), 0.0), float(n))
+    left = shift * np.einsum("kn,kn->k", probes, iteration.X[rows])
+    least = known.effective_dimension(shift)
+    dimension = n - float(left.mean())
+    if dimension - least < n - dimension:
+        rest = n - left - known.quadratic_forms(probes, shift)
+        dimension = least + float(rest.mean())
+    return min(max(dimension, 0.0), float(n))
 
 
 def _times(K: Symmetric, V: np.ndarray) -> np.ndarray:

@@ -108,6 +108,19 @@ def test_the_effective_dimension_is_estimated() -> None:
             assert one.effective_dimension == pytest.approx(exact, rel=tolerance)
 
 
+def test_what_the_effective_dimension_leaves_of_n_is_estimated_where_it_is_small() -> None:
+    """R9: generalised cross-validation divides by (n - d)^2, so n - d must not be the noise of two large numbers."""
+    n, ridges = 500, [1e-8, 1e-10]
+    K = gaussian(n, scale=4.0)
+    values = np.linalg.eigvalsh(K).clip(0)
+    for seed in range(3):
+        for one in solve(K, ridges, targets(n), ConjugateGradient(seed=seed)):
+            exact = float((one.shift / (values + one.shift)).sum())
+            assert exact < 1e-3 * n
+            assert one.effective_dimension is not None
+            assert n - one.effective_dimension == pytest.approx(exact, rel=0.2)
+
+
 def test_all_columns_and_ridges_share_one_product_an_iteration() -> None:
     """Protects the price: tiles are read once an iteration however many targets and ridges there are."""
     n = 200
