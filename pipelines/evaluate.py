@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import DataError, ExperimentError, NumericalError
-from .solvers.base import Solution
+from .solvers.base import Solution, Status
 
 TASKS = ("classification", "regression")
 SELECTIONS = ("validation", "loo", "gcv", "oracle")
@@ -244,6 +244,12 @@ def evaluate(
     elif test is not None and oracle is None:
         final_scores = test.predict(solutions[best].alpha)
 
+    final = refitted or chosen
+    if final["status"] in (Status.INACCURATE, Status.NOT_CONVERGED):
+        notes.append(
+            f"the chosen ridge {ridge:g} is {final['status']} (relative residual {final['residual']:.1e}): its "
+            "scores are those of an unsolved system, and training scores, which take it as solved, are wrong"
+        )
     labels, table = classes, None
     if test is not None and final_scores is not None and classes is not None:
         labels = np.union1d(classes, test.y)

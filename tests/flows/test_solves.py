@@ -10,6 +10,7 @@ import numpy as np
 from flows.display import Terminal
 from flows.run import run_study
 from pipelines import experiment, results
+from pipelines.reports import report
 
 TOML = """
 name = "small"
@@ -65,3 +66,13 @@ def test_another_seed_is_another_result(tmp_path: Path) -> None:
     assert centres[0] != centres[1]
     assert centres[0] == centres[2]
     assert runs[0] == runs[2] != runs[1]
+
+
+def test_an_unsolved_system_is_named_where_scores_are(tmp_path: Path) -> None:
+    """Protects from scores of a system that was not solved passing for a solution's."""
+    path = tmp_path / "small.toml"
+    path.write_text(TOML.replace("ridges = [1.0, 1e-7]", "ridges = [1e-7]") + "max_iterations = 1\n")
+    with Terminal() as display:
+        (result,) = run_study(experiment.load(path), tmp_path / "root", "serial", display).results
+    assert any("not converged" in note for note in result["evaluation"]["notes"])
+    assert "not converged" in str(report.terminal_table(result))
