@@ -113,8 +113,8 @@ class FeatureMap(Kernel):
         """Cost of ``learn`` from ``count`` samples of ``shape``; nothing for maps that learn nothing."""
         return Cost(0.0, 0.0, 0)
 
-    def check_count(self, count: int) -> None:
-        """Raise KernelError where so few samples cannot be learned from."""
+    def check_count(self, count: int, shape: tuple[int, ...]) -> None:
+        """Raise KernelError where so few samples of ``shape`` cannot be learned from."""
 
     def knowing(self, arrays: Mapping[str, np.ndarray]) -> Self:
         """The map with learned arrays, named by their digest.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -21,7 +22,7 @@ from .base import FeatureMap, Progress, Samples, unwatched
 from .landmarks import EIGENVECTORS
 from .nystrom import inverse_root
 from .nystrom_layer import NystromLayer, anchor_matrix, layer_cost
-from .spherical_kmeans import spherical_kmeans
+from .spherical_kmeans import require_patches, spherical_kmeans
 
 _BLOCK_BYTES = 1 << 26
 """Images go through the network so many at a time that maps, or patches to learn from, take about this on a host."""
@@ -101,12 +102,16 @@ class NystromCKN(FeatureMap):
         for number, (stage, count) in enumerate(zip(stages, self.anchors, strict=True), 1):
             if count == 0:
                 continue
-            try:
-                found = self._learned(samples, number, count, stage, arrays, _named(progress, number))
-            except KernelError as error:
-                raise type(error)(f"layer {number}: {error}") from None
-            arrays |= found
+            with _of_layer(number):
+                arrays |= self._learned(samples, number, count, stage, arrays, _named(progress, number))
         return self.knowing(arrays)
+
+    def check_count(self, count: int, shape: tuple[int, ...]) -> None:
+        for number, (size, anchors) in enumerate(zip(self._sizes(shape), self.anchors, strict=True), 1):
+            positions = math.prod(size.stage.grid)
+            images = images_drawn(count, self.patches, positions)
+            with _of_layer(number):
+                require_patches(min(self.patches, images * positions), anchors)
 
     def _learned(
         self,
@@ -213,6 +218,15 @@ def _through(layers: Sequence[NystromLayer], X: Array, workspace: Workspace) -> 
     for layer in layers:
         X = layer.maps(X, workspace)
     return X
+
+
+@contextmanager
+def _of_layer(number: int) -> Iterator[None]:
+    """A context whose errors name the layer."""
+    try:
+        yield
+    except KernelError as error:
+        raise type(error)(f"layer {number}: {error}") from None
 
 
 def _named(progress: Progress, number: int) -> Progress:

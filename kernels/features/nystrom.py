@@ -103,7 +103,7 @@ class NystromFeatures(FeatureMap):
         W = whitening(K, self.epsilon, float(np.finfo(Z.dtype).eps))
         return self.knowing({LANDMARKS: to_host(Z), WHITENING: to_host(W)})
 
-    def check_count(self, count: int) -> None:
+    def check_count(self, count: int, shape: tuple[int, ...]) -> None:
         require_enough(count, self.landmarks)
 
     def features(self, X: Array) -> Array:

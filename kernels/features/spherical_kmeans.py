@@ -67,8 +67,7 @@ def spherical_kmeans(
     """
     require_float(patches)
     n = len(patches)
-    if n < k:
-        raise KernelError(f"{k} anchors need as many patches, and there are {n}: ask for fewer anchors")
+    require_patches(n, k)
     order = np.random.default_rng(seed).permutation(n)
     centroids = _rows(patches, order[:k])
     if n >= 4 * _START_ROWS * k:
@@ -83,6 +82,12 @@ def spherical_kmeans(
             f" {patches.dtype}: ask for fewer anchors"
         )
     return SphericalKMeans(found.centroids, tuple(found.objective))
+
+
+def require_patches(count: int, k: int) -> None:
+    """Raise KernelError for fewer patches than centroids."""
+    if count < k:
+        raise KernelError(f"{k} anchors need as many patches, and there are {count}: ask for fewer anchors")
 
 
 @dataclass

@@ -21,6 +21,9 @@ MONTE_CARLO = {"value": -0.5, "tolerance": 0.15}
 
 RANDOM_KINDS = ("random", "convolutional-random", "convolutional-tangent-random")
 
+SEVERAL = "--repeat 5"
+"""What to give for an interval: it is the jackknife's over seeds, and Student's t of few is wide."""
+
 FAR = 10.0
 """Beyond so many times the largest size compared, what is said is an order of magnitude."""
 
@@ -66,7 +69,8 @@ def _fit(fit: PowerLaw | None, places: Sequence[float]) -> dict[str, Any] | None
     if fit is None:
         return None
     line = [[place, fit.error(place)] for place in (places[0], places[-1])]
-    return {"slope": fit.slope, "low": fit.low, "high": fit.high, "line": line}
+    low, high = fit.interval or (None, None)
+    return {"slope": fit.slope, "low": low, "high": high, "line": line}
 
 
 def _slope(kind: str, fit: PowerLaw | None) -> dict[str, Any] | None:
@@ -93,8 +97,8 @@ def _target(
             return {**found, "reached": row["size"], "text": text}
     if fit is None or not fit.falls:
         return {**found, "refused": True, "text": f"{measure} = {error:g}: {_refusal(fit, len(rows))}."}
-    places = fit.size_for(error)
-    size, low, high = (at_position(subject.request.sizes, place) for place in places)
+    place, ends = fit.size_for(error)
+    size = at_position(subject.request.sizes, place)
     refused = _refused(subject, size)
     if refused is not None:
         text = (
@@ -102,16 +106,21 @@ def _target(
             f" {refused}."
         )
         return {**found, "refused": True, "text": text}
-    factor, most = (at / rows[-1]["position"] for at in (places[0], places[2]))
+    factor = place / rows[-1]["position"]
     needed = sample_bytes(subject.approximation.at(size), subject.shape, subject.dtype)
-    unbounded = most >= UNBOUNDED or _refused(subject, high) is not None
-    end = f"{_about(low)} or more" if unbounded else f"{_about(low)} to {_about(high)}"
+    numbers: dict[str, list[int]] = {"size": list(size.numbers)}
+    interval = f"how sure that is takes several seeds: {SEVERAL}"
+    if ends is not None:
+        low, high = (at_position(subject.request.sizes, end) for end in ends)
+        numbers |= {"low": list(low.numbers), "high": list(high.numbers)}
+        unbounded = ends[1] >= UNBOUNDED * rows[-1]["position"] or _refused(subject, high) is not None
+        end = f"{_about(low)} or more" if unbounded else f"{_about(low)} to {_about(high)}"
+        interval = f"95 % confidence: {end}"
     text = (
-        f"{measure} = {error:g} needs about {key} = {_about(size)} (95 % confidence: {end}), {factor:.2g} times the"
-        f" largest size compared; then the features of a sample take {bytes_text(needed)}."
+        f"{measure} = {error:g} needs about {key} = {_about(size)} ({interval}), {factor:.2g} times the largest size"
+        f" compared; then the features of a sample take {bytes_text(needed)}."
     )
     text += " So far beyond what was compared, take it for an order of magnitude." if factor > FAR else ""
-    numbers = {name: list(one.numbers) for name, one in (("size", size), ("low", low), ("high", high))}
     return {**found, **numbers, "factor": factor, "bytes_per_sample": needed, "text": text}
 
 
@@ -120,10 +129,13 @@ def _refusal(fit: PowerLaw | None, sizes: int) -> str:
         return "none of the sizes compared reaches it, and how many features would takes three sizes or more to tell"
     if fit is None:
         return "an error is zero or infinite, and nothing can be told of others from it"
+    slope = f"slope {fit.slope:.2f}"
+    if fit.interval is not None:
+        low, high = fit.interval
+        slope += f", 95 % confidence {low:.2f} to {high:.2f}"
     return (
         "none of the sizes compared reaches it, and the error does not clearly fall with size"
-        f" (slope {fit.slope:.2f}, 95 % confidence {fit.low:.2f} to {fit.high:.2f}): compare more or larger sizes, or"
-        " more seeds (--repeat)"
+        f" ({slope}): compare more or larger sizes, or more seeds ({SEVERAL})"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
@@ -94,55 +95,89 @@ LARGEST = 700.0
 """Logarithm of a size that is as good as any number."""
 
 
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """log error = level + slope * (log size - centre)."""
+
+    slope: float
+    level: float
+    centre: float
+
+
 @dataclass(frozen=True)
 class PowerLaw:
     """error = constant * size ** slope: a straight line through the logarithms by least squares.
 
     Each size counts once, with the root mean square over its repeats, of which the power law of random features is
-    exact for relF. low, high: the slope's 95 % confidence interval by Student's t from what the line leaves over; the
-    interval therefore covers both chance and curvature. centre, level: the means of log size and log error; spread:
-    sum of squares of log size about its mean; scatter: the t quantile times the standard deviation of the residuals;
-    count: number of sizes.
+    exact for relF. Weights of a seed are nested, so that its errors at all sizes rise and fall together, and what the
+    line leaves over says little of how far it may be off. Repeats are independent: 95 % confidence intervals are the
+    jackknife's over them, by Student's t (Miller, Biometrika 61, 1974). They hold chance, not the law's being wrong.
+
+    line: through all repeats. without: leaving out each in turn; empty where there is one repeat, and no interval.
+    straight: whether the sizes' means lie so near the line that it falls, the 95 % confidence interval of its slope
+    from what it leaves over being below zero.
     """
 
-    slope: float
-    low: float
-    high: float
-    centre: float
-    level: float
-    spread: float
-    scatter: float
-    count: int
+    line: Line
+    without: tuple[Line, ...]
+    straight: bool
+
+    @property
+    def slope(self) -> float:
+        return self.line.slope
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the slope; None of one repeat."""
+        if not self.without:
+            return None
+        half = math.sqrt(self._squares[0, 0])
+        return self.slope - half, self.slope + half
 
     @property
     def falls(self) -> bool:
-        """Whether errors clearly fall with size: the whole interval of the slope lies below zero."""
-        return self.high < 0
+        """Whether errors clearly fall with size, from one size to the next and from repeat to repeat."""
+        interval = self.interval
+        return self.straight and (interval is None or interval[1] < 0)
 
     def error(self, size: float) -> float:
         """The fitted error at a size."""
-        return math.exp(self.level + self.slope * (math.log(size) - self.centre))
+        return math.exp(self.line.level + self.slope * (math.log(size) - self.line.centre))
 
-    def size_for(self, error: float) -> tuple[float, float, float]:
-        """The size at which the line reaches ``error``, and the ends of its 95 % confidence interval.
+    def size_for(self, error: float) -> tuple[float, Interval | None]:
+        """The size at which the line reaches ``error``, and its interval; None of one repeat.
 
-        The interval holds the sizes at which the band about the line holds ``error`` (Fieller, JRSS B 16, 1954);
-        it is bounded exactly where the slope is clearly negative.
+        The interval holds the sizes whose error, by the line and its own jackknifed interval, may be ``error``
+        (Fieller, JRSS B 16, 1954): it is not as far to both sides, as that of the size's own logarithm would be, which
+        holds the truth less often. It is bounded where the slope is clearly negative.
 
         Raises:
-            ValueError: the slope is not clearly negative (see ``falls``).
+            ValueError: errors do not clearly fall (see ``falls``).
         """
         if not self.falls:
             raise ValueError("errors that do not clearly fall reach nothing")
-        gap = math.log(error) - self.level
-        variance = self.scatter**2
-        leading = self.slope**2 - variance / self.spread
-        middle = self.slope * gap
-        root = math.sqrt(max(middle**2 - leading * (gap**2 - variance / self.count), 0.0))
-        at = gap / self.slope
-        ends = (middle - root) / leading, (middle + root) / leading
-        size, low, high = (math.exp(min(self.centre + place, LARGEST)) for place in (at, *ends))
-        return size, low, high
+        gap = self.line.level - math.log(error)
+        size = self._size(-gap / self.slope)
+        if not self.without:
+            return size, None
+        (steep, both), (_, high) = self._squares
+        leading, middle, last = self.slope**2 - steep, self.slope * gap - both, gap**2 - high
+        root = math.sqrt(max(middle**2 - leading * last, 0.0))
+        return size, (self._size((-middle - root) / leading), self._size((-middle + root) / leading))
+
+    def _size(self, place: float) -> float:
+        return math.exp(min(max(self.line.centre + place, -LARGEST), LARGEST))
+
+    @cached_property
+    def _squares(self) -> np.ndarray:
+        """(2, 2) jackknife covariance of slope and level, times the square of Student's quantile."""
+        count = len(self.without)
+        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+        values = np.array([(line.slope, line.level) for line in self.without])
+        return (count - 1) * quantile**2 * np.cov(values, rowvar=False, ddof=0)
 
 
 def mean_error(errors: Sequence[float]) -> float:
@@ -153,18 +188,28 @@ def mean_error(errors: Sequence[float]) -> float:
 def power_law(sizes: Sequence[float], repeats: Sequence[Sequence[float]]) -> PowerLaw | None:
     """The power law through the errors of each size, a sequence of one or more repeats.
 
-    None where there is no such line: fewer than three sizes, or errors that are zero or not finite.
+    The k-th of every size are one repeat. None where there is no such line: fewer than three sizes, or errors that are
+    zero or not finite.
     """
-    means = np.array([mean_error(errors) for errors in repeats])
-    if len(sizes) < 3 or not np.all((means > 0) & np.isfinite(means)):
+    errors = np.asarray(repeats, np.float64)
+    if len(sizes) < 3 or not np.all((errors > 0) & np.isfinite(errors)):
         return None
-    x, y = np.log(np.asarray(sizes, np.float64)), np.log(means)
-    centre, level = float(x.mean()), float(y.mean())
-    spread = float(np.sum((x - centre) ** 2))
-    slope = float(np.sum((x - centre) * (y - level))) / spread
-    residuals = y - level - slope * (x - centre)
+    x, count = np.log(np.asarray(sizes, np.float64)), errors.shape[1]
+    line = _line(x, errors)
+    without = [_line(x, np.delete(errors, k, axis=1)) for k in range(count)] if count > 1 else []
     freedom = len(x) - 2
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
-    scatter = quantile * math.sqrt(float(np.sum(residuals**2)) / freedom)
-    half = scatter / math.sqrt(spread)
-    return PowerLaw(slope, slope - half, slope + half, centre, level, spread, scatter, len(x))
+    left = _log_means(errors) - line.level - line.slope * (x - line.centre)
+    deviation = math.sqrt(float(np.sum(left**2)) / freedom / float(np.sum((x - line.centre) ** 2)))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * deviation
+    return PowerLaw(line, tuple(without), line.slope + half < 0)
+
+
+def _log_means(errors: np.ndarray) -> np.ndarray:
+    """(sizes,) logarithms of root mean squares of errors (sizes, repeats)."""
+    return np.log([mean_error(row) for row in errors])
+
+
+def _line(x: np.ndarray, errors: np.ndarray) -> Line:
+    """Through errors (sizes, repeats) at logarithms x (sizes,) of sizes."""
+    y, u = _log_means(errors), x - x.mean()
+    return Line(float(u @ y / (u @ u)), float(y.mean()), float(x.mean()))

@@ -21,6 +21,7 @@ from ..wording import (
     score_text,
     seconds_text,
 )
+from .findings import SEVERAL
 from .measures import MEASURES, mean_error
 
 Entry = Mapping[str, Any]
@@ -98,26 +99,31 @@ def _slope_sentence(entry: Entry) -> str:
     fit, slope = entry["fits"]["relF"], entry["slope"]
     if fit is None:
         return "How the error falls with size takes three sizes or more to tell, with errors above zero."
-    text = (
-        f"relF goes like {entry['key']} to the power {fit['slope']:.2f}"
-        f" (95 % confidence: {fit['low']:.2f} to {fit['high']:.2f})"
+    interval = (
+        f"one seed, so no interval: give {SEVERAL}"
+        if fit["low"] is None
+        else f"95 % confidence: {_interval(fit)}"
     )
+    text = f"relF goes like {entry['key']} to the power {fit['slope']:.2f} ({interval})"
     if slope is None:
         return f"{text}."
     return f"{text}; expected {slope['value']:g} ± {slope['tolerance']:g} (SPEC F6): {slope['status']}."
+
+
+def _interval(fit: Mapping[str, Any]) -> str:
+    return f"{fit['low']:.2f} to {fit['high']:.2f}"
 
 
 def _slopes(entries: Sequence[Entry]) -> Table:
     rows = []
     for entry in entries:
         fit, slope, largest = entry["fits"]["relF"], entry["slope"], entry["sizes"][-1]
-        interval = "–" if fit is None else f"{fit['low']:.2f} to {fit['high']:.2f}"
         rows.append(
             [
                 entry["label"],
                 number_text(mean_error(largest["errors"]["relF"])),
                 "–" if fit is None else f"{fit['slope']:.2f}",
-                interval,
+                "–" if fit is None or fit["low"] is None else _interval(fit),
                 f"{slope['value']:g} ± {slope['tolerance']:g}" if slope else "–",
                 Cell(slope["status"], tone=_STATUS[slope["status"]]) if slope else "–",
             ]

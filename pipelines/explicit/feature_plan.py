@@ -162,7 +162,7 @@ def make(
     dtype = experiment.gram.dtype
     shape = kernel_shape(feature_map.inputs, pools.preprocessing.output_shape(pools.raw_shape))
     feature_map.check(shape)
-    feature_map.check_count(len(pools.split.train))
+    feature_map.check_count(len(pools.split.train), shape)
     known, learned = _known(feature_map, pools, dtype, root)
     learning = Cost(0.0, 0.0, 0)
     if feature_map.learns and learned is None:

@@ -230,13 +230,23 @@ def _gradients(problem: Problem, means: Means, tiles: str, rank: int) -> Estimat
     driver = conjugate_gradient.driver_bytes(n, problem.columns, problem.ridges, rank_bytes)
     disk = conjugate_gradient.checkpoint_bytes(n, problem.columns, problem.ridges, rank_bytes)
     widest = max(_systems(problem), min(rank, SKETCH_COLUMNS))
-    disk += outstanding(means.workers) * 2 * means.square * widest * 8
+    disk += _sums_bytes(n, means, widest)
     entries = n * (n + 1) // 2
     found = _by_passes(
         "conjugate-gradient", problem, means, tiles, entries, passes, arithmetic, driver, disk, widest
     )
     dense = DENSE_PRODUCTS * n * rank**2 / speed.operations * (2 if problem.refit else 1)
     return replace(found, seconds=found.seconds + dense, pass_columns=pass_columns, rank_bytes=rank_bytes)
+
+
+def _sums_bytes(n: int, means: Means, columns: int) -> int:
+    """Bytes of the files in which the squares of a product leave what they add, for the rows of both triangles.
+
+    There are no more files than squares, nor larger ones than the matrix has rows.
+    """
+    along = math.ceil(n / means.square)
+    files = min(outstanding(means.workers), along * (along + 1) // 2)
+    return files * 2 * min(means.square, n) * columns * 8
 
 
 def _pass_columns(problem: Problem, means: Means, tiles: str) -> float:

@@ -57,7 +57,7 @@ def megagram(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_a_table_and_leaves_a_page(file: Path) -> None:
     """Protects the command as a whole: table, slope, target in words, JSON as the last line, the page and its data."""
     done = megagram(
-        *("compare", "pilot.toml", "--features", "16,64,256", "--repeat", "2", "--target", "relF=0.02"),
+        *("compare", "pilot.toml", "--features", "16,64,256", "--repeat", "5", "--target", "relF=0.02"),
         *("--root", "root", "--cluster", "serial", "--json"),
         cwd=file.parent,
     )

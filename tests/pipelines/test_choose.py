@@ -11,7 +11,7 @@ import pytest
 from pipelines.errors import ExperimentError
 from pipelines.experiment import Solve
 from pipelines.solvers import Choice, Cholesky, Eigen, Estimate, Means, Problem, build, choose, solve_bytes
-from pipelines.solvers.conjugate_gradient import ConjugateGradient
+from pipelines.solvers.conjugate_gradient import ConjugateGradient, checkpoint_bytes
 from pipelines.solvers.costs import estimates, largest_rank
 from pipelines.solvers.mixed import MixedCholesky
 from pipelines.solvers.nystrom import Nystrom
@@ -138,6 +138,20 @@ def test_a_full_disk_alone_is_left_to_the_plan_to_say() -> None:
     """Protects one message from being said twice: the plan adds what else the disk must hold."""
     choice = choose("tiled-cholesky", problem(50_000), replace(LAPTOP, disk_free=0))
     assert (choice.method, choice.problem) == ("tiled-cholesky", "")
+
+
+def test_conjugate_gradients_keep_no_more_sums_on_disk_than_there_are_squares() -> None:
+    """Protects small matrices on a full disk: of one square there is one file, whatever the workers."""
+
+    def disk(n: int, means: Means) -> int:
+        described = problem(n, missing_bytes=0)
+        return choose("conjugate-gradient", described, means).estimate.disk_bytes
+
+    n, columns = 6000, 2048  # a sketch takes no more columns at a time
+    kept = checkpoint_bytes(n, 10, 1, preconditioner_bytes(n, n // 2, "float32"))
+    assert disk(n, LAPTOP) <= kept + 2 * n * columns * 8
+    assert disk(n, LAPTOP) == disk(n, replace(LAPTOP, workers=64))
+    assert disk(100_000, replace(LAPTOP, workers=4)) > disk(100_000, LAPTOP)
 
 
 def test_more_centres_than_samples_are_refused() -> None:

@@ -347,6 +347,18 @@ def invented(subject: Subject, errors: list[list[float]]) -> dict[str, Any]:
     return findings(subject, {"kind": subject.approximation.kind, "points": points})
 
 
+def test_one_seed_gives_a_size_and_asks_for_more_seeds(samples: Samples) -> None:
+    """Protects against a confidence that one seed cannot give; the size is said all the same."""
+    subject = Subject(features_of(samples), Request(read_sizes("4,8,16"), targets=(("relF", 0.1),)))
+    found = {**invented(subject, [[0.8], [0.4], [0.2]]), "key": "widths", "repeats": 1, "asked_repeats": 1}
+    assert found["targets"][0]["size"] == [32]
+    assert "low" not in found["targets"][0]
+    said = " ".join(sentences(found))
+    assert "needs about widths = 32 (how sure that is takes several seeds: --repeat 5)" in said
+    assert "to the power -1.00 (one seed, so no interval: give --repeat 5)" in said
+    assert "95 %" not in said
+
+
 def test_more_landmarks_than_samples_are_not_promised(samples: Samples) -> None:
     """Protects against a size that no run could have: there are 40 training samples to choose landmarks among."""
     one = features_of(samples, {"kind": "nystrom", "landmarks": 5})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 
@@ -62,9 +64,9 @@ def test_what_is_planned_is_what_is_computed(samples: small.Samples, root: Path,
 def test_learning_is_counted_where_there_is_something_to_learn(samples: small.Samples, root: Path) -> None:
     """Protects the expected time of maps that learn."""
     one = experiment(samples, NYSTROM)
-    made = planned(one, root)
+    made = planned(one, root, speed=replace(SPEED, operations=8e9))
     assert made.learning.operations > 0
-    assert made.learning_seconds == pytest.approx(made.learning.operations / SPEED.operations)
+    assert made.learning_seconds == pytest.approx(made.learning.operations / SPEED.worker), "on one thread"
     assert made.seconds > made.feature_seconds + made.solve_seconds
     assert planned(experiment(samples, RANDOM), root).learning.operations == 0
 
@@ -171,3 +173,24 @@ def test_more_landmarks_than_samples_are_refused_in_the_plan(samples: small.Samp
     """Protects against a plan of a run that cannot be."""
     with pytest.raises(KernelError, match="landmarks must be at most 60"):
         planned(experiment(samples, {"kind": "nystrom", "landmarks": 61}, data={"train": 60}), root)
+
+
+def test_more_anchors_than_patches_are_refused_in_the_plan(samples: small.Samples, root: Path) -> None:
+    """Protects against passes over all images before the error: 3 images have 48 patches, then 3."""
+    np.save(samples.folder / "X.npy", np.random.default_rng(0).random((72, 4, 4, 1)))
+    first, second = (
+        {"patch": size, "kernel": "relu", "pooling": "strided", "subsampling": size + 1} for size in (3, 1)
+    )
+    kernel = {"kind": "convolutional", "pooling_mode": "same", "layers": [first, second]}
+    for anchors, message in (
+        ([49, 3], "layer 1: 49 anchors need as many patches, and there are 48: ask for fewer anchors"),
+        ([48, 4], "layer 2: 4 anchors need as many patches, and there are 3: ask for fewer anchors"),
+    ):
+        one = experiment(
+            samples,
+            {"kind": "nystrom-ckn", "anchors": anchors},
+            kernel=kernel,
+            data={"train": 3, "validation": 3},
+        )
+        with pytest.raises(KernelError, match=message):
+            planned(one, root)
