@@ -153,8 +153,10 @@ def _refused(subject: Subject, size: Size) -> str | None:
     if isinstance(made, FeatureMap):
         samples = len(subject.whole.split.train) if made.learns else 0
         try:
-            made.check_count(samples)
-        except KernelError:
+            made.check_count(samples, subject.shape)
+        except KernelError as error:
+            if not _are_landmarks(subject):
+                return f"the map does not take that ({error})"
             return (
                 f"there are only {samples:,} training samples: the error ends at 0 with all of them, so that no such"
                 " line holds there"
