@@ -75,7 +75,7 @@ class NystromCKN(FeatureMap):
     def width(self, shape: tuple[int, ...]) -> int:
         return self._sizes(shape)[-1].features
 
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Array:
         dtype = require_float(X)
         shape = tuple(X.shape[1:])
         self.check(shape)

@@ -224,11 +224,11 @@ def test_what_is_found_is_not_computed_again(
     made: list[str] = []
     approximate = compare.approximate
 
-    def spied(phi: Any, X: np.ndarray, n: int) -> Any:
+    def spied(phi: Any, X: np.ndarray, n: int, *known: Any) -> Any:
         made.append(f"{phi.widths[0]}/{phi.seed}")
         if made == ["4/0", "4/1", "16/0"]:
             raise KeyboardInterrupt
-        return approximate(phi, X, n)
+        return approximate(phi, X, n, *known)
 
     monkeypatch.setattr(compare, "approximate", spied)
     with pytest.raises(KeyboardInterrupt):
