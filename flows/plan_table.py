@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines.explicit.feature_plan import FeaturePlan
 from pipelines.plan import Plan
 from pipelines.plan_base import PlanBase
-from pipelines.wording import bytes_text, seconds_text
+from pipelines.wording import GCV_CAUTION, bytes_text, seconds_text
 
 Row = tuple[str, str, str]
 
@@ -26,6 +26,7 @@ def plan_rows(made: Plan | FeaturePlan) -> list[Row]:
             f"and {cost.transcendentals:.3g} calls of exp, arccos or sqrt",
         ),
         ("solved by", made.choice.estimate.name, made.reason),
+        *_selection(made),
         ("disk", bytes_text(made.disk_bytes), _disk(made)),
         ("memory of a worker", *_worker(made)),
         ("memory of the driver", bytes_text(made.solve_bytes), f"{bytes_text(made.driver_limit)} free"),
@@ -64,6 +65,11 @@ def _features(made: FeaturePlan) -> list[Row]:
         each = f"of {made.side:,} samples"
         rows.append((f"blocks ({one.role})", f"{one.missing} missing, {one.present} present", each))
     return [*rows, ("blocks", "stored", made.blocks_reason)]
+
+
+def _selection(made: PlanBase) -> list[Row]:
+    """How the ridge is chosen, where that wants a word of caution."""
+    return [("ridge", "by generalised cross-validation", GCV_CAUTION)] if made.select == "gcv" else []
 
 
 def _disk(made: Plan | FeaturePlan) -> str:

@@ -197,15 +197,17 @@ def make_blocks(blocks: tuple[int, ...], job: FeatureJob) -> float:
                 kernel = load_kernel(job.kernel, job.learned)
                 X = X.reshape(len(X), *kernel_shape(kernel.inputs, X.shape[1:]))
                 if isinstance(kernel, FeatureMap):
-                    prepared = Prepared({FEATURES: to_host(mapped(kernel, X))}, rows)
+                    prepared = Prepared({FEATURES: to_host(mapped(kernel, X, rows, target.pool_name))}, rows)
                 else:
                     prepared = kernel.prepare(X, rows)
             target.write_block(block, prepared)
     return time.perf_counter() - started
 
 
-def mapped(feature_map: FeatureMap, X: np.ndarray) -> Array:
+def mapped(feature_map: FeatureMap, X: np.ndarray, rows: np.ndarray | None = None, pool: str = "") -> Array:
     """(n, width) features of samples (n, ...) as the map takes them: on the device where there is one.
+
+    rows, pool: as of ``FeatureMap.features``.
 
     Raises:
         KernelError: the map cannot take them, or the path asked for is the device's, and there is no device.
@@ -215,15 +217,16 @@ def mapped(feature_map: FeatureMap, X: np.ndarray) -> Array:
     while step > 1 and feature_map.feature_cost(step, X.shape[1:], X.itemsize).scratch_bytes > SCRATCH_BYTES:
         step //= 2
     phi = None
-    for rows, part in Prepared({"X": X}, np.arange(len(X))).blocks(step):
+    for here, part in Prepared({"X": X}, np.arange(len(X))).blocks(step):
         # What is beyond the dtype is found where blocks are checked, by the sample's name.
         with np.errstate(over="ignore", invalid="ignore"):
-            values = feature_map.features(device.placed(part).arrays["X"])
+            known = None if rows is None else rows[here]
+            values = feature_map.features(device.placed(part).arrays["X"], known, pool)
         if len(values) == len(X):
             return values
         if phi is None:
             phi = namespace(values).empty((len(X), values.shape[1]), values.dtype)
-        phi[rows] = values
+        phi[here] = values
     return phi
 
 
@@ -249,7 +252,7 @@ def check_stored(job: FeatureJob, store: FeatureStore, reused: Sequence[int]) ->
     X = X.reshape(len(X), *kernel_shape(kernel.inputs, X.shape[1:]))
 
     def computed(X: np.ndarray) -> np.ndarray:
-        return to_host(mapped(kernel, X)).astype(np.float64)
+        return to_host(mapped(kernel, X, extent.start + picks, store.pool_name)).astype(np.float64)
 
     # Whitening amplifies rounding, and steps are known by the sign of a sum alone: as far as features move when
     # samples do by a few units of rounding, others may differ.

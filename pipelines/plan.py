@@ -160,6 +160,7 @@ def make(
         train=problem.n,
         driver_limit=driver_bytes,
         choice=choice,
+        select=experiment.solve.select,
         root=root,
         assumed=assumed.name if assumed else "",
     )

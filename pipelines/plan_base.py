@@ -65,7 +65,7 @@ class PlanBase(ABC):
     would. cost: of all that is computed before the solve, or in passes during it. samples_bytes: of what is kept on
     the disk of each sample before the matrix, or the features. worker: a worker's peak while it computes;
     worker_limit: what it may use. driver_limit: memory that is free. choice: of the solver, and what it takes.
-    assumed: the profile of machines that are not there, or nothing.
+    select: how the ridge is chosen, as in ``[solve]``. assumed: the profile of machines that are not there, or nothing.
     """
 
     experiment: str
@@ -80,6 +80,7 @@ class PlanBase(ABC):
     train: int
     driver_limit: int
     choice: solvers.Choice
+    select: str
     root: Path
     assumed: str = ""
 
@@ -166,6 +167,7 @@ class PlanBase(ABC):
         """The plan as plain values."""
         return {
             "experiment": self.experiment,
+            "select": self.select,
             "path": self.path,
             "operations": self.cost.operations,
             "transcendentals": self.cost.transcendentals,

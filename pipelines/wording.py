@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ORACLE = "chosen on the test set: for comparison with published numbers only"
+GCV_CAUTION = "optimistic, and leaning to small ridges, where the leverages of samples differ"
 NO_PLOTS = "Plots are left out because matplotlib is not installed: pip install 'megagram[plot]' adds them."
 METRICS = {
     "accuracy": "accuracy",

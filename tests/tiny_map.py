@@ -28,7 +28,7 @@ class TinyMap(FeatureMap):
     def width(self, shape: tuple[int, ...]) -> int:
         return self.anchors
 
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Array:
         xp = namespace(X)
         Z = self.array("anchors", X)
         return xp.cosh(X.reshape(len(X), -1) @ Z.reshape(len(Z), -1).T / X[0].size)

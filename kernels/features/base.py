@@ -41,6 +41,16 @@ class Samples(Protocol):
         """Of one sample: (d,) or (h, w, c)."""
         ...
 
+    @property
+    def rows(self) -> np.ndarray | None:
+        """(count,) int64 row ids in a pool; None where they are not known."""
+        ...
+
+    @property
+    def pool(self) -> str:
+        """What the row ids refer to."""
+        ...
+
     def take(self, positions: np.ndarray) -> Array:
         """(k, ...) samples at k increasing positions, float32 or float64."""
         ...
@@ -48,9 +58,11 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Samples (n, ...) that are in memory."""
+    """Samples (n, ...) that are in memory; rows, pool: as of ``Samples``."""
 
     X: Array
+    rows: np.ndarray | None = None
+    pool: str = ""
 
     @property
     def count(self) -> int:
@@ -89,8 +101,11 @@ class FeatureMap(Kernel):
         """Number of features of a sample of ``shape`` ((d,) or (h, w, c))."""
 
     @abstractmethod
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Array:
         """(n, width) features of (n, ...) samples, in their dtype and on their device.
+
+        rows: (n,) int64 row ids in a ``pool``, by which samples that the map learned from are known again (K13);
+        without a pool's name none are.
 
         Raises:
             KernelError: X has a wrong shape or dtype, or the map has not learned yet.
@@ -136,7 +151,8 @@ class FeatureMap(Kernel):
     def prepare(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Prepared:
         require_float(X)
         self.check(tuple(X.shape[1:]))
-        return Prepared({FEATURES: self.features(X)}, row_ids(X, rows), pool)
+        rows = row_ids(X, rows)
+        return Prepared({FEATURES: self.features(X, rows, pool)}, rows, pool)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         phi, psi = a.arrays[FEATURES], b.arrays[FEATURES]

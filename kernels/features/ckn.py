@@ -22,7 +22,7 @@ from .base import FeatureMap, Progress, Samples, unwatched
 from .landmarks import EIGENVECTORS
 from .nystrom import inverse_root
 from .nystrom_layer import NystromLayer, anchor_matrix, layer_cost
-from .spherical_kmeans import require_patches, spherical_kmeans
+from .spherical_kmeans import require_patches, spherical_kmeans, start_rows
 
 _BLOCK_BYTES = 1 << 26
 """Images go through the network so many at a time that maps, or patches to learn from, take about this on a host."""
@@ -75,7 +75,7 @@ class NystromCKN(FeatureMap):
     def width(self, shape: tuple[int, ...]) -> int:
         return self._sizes(shape)[-1].features
 
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Array:
         dtype = require_float(X)
         shape = tuple(X.shape[1:])
         self.check(shape)
@@ -157,7 +157,10 @@ class NystromCKN(FeatureMap):
             m, positions = size.channels, math.prod(size.stage.grid)
             images = images_drawn(count, self.patches, positions)
             patches = min(self.patches, images * positions)
-            held = patches * (size.patch * itemsize + 16) + 16 * images * positions + 4 * _BLOCK_BYTES
+            copied = start_rows(patches, m) * size.patch * itemsize
+            held = (
+                patches * (size.patch * itemsize + 16) + 16 * images * positions + copied + 4 * _BLOCK_BYTES
+            )
             total = total + Cost(2.0 * self.iterations * patches * m * size.patch, 0.0, held)
             total = total + Cost(EIGENVECTORS * m**3, 0.0, 4 * 8 * m**2)
             for before in sizes[:number]:

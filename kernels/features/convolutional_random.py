@@ -49,7 +49,7 @@ class ConvolutionalRandom(FeatureMap):
         last = self._network(shape).stages[-1]
         return len(last.rows) * len(last.columns) * self.widths[-1]
 
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Array:
         dtype = require_float(X)
         shape = tuple(X.shape[1:])
         self.check(shape)

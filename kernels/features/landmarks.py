@@ -43,8 +43,9 @@ def choose(
     candidates: int,
     seed: int,
     progress: Progress,
-) -> Array:
-    """(number, ...) landmarks, in the dtype and on the device of the samples.
+) -> tuple[Array, np.ndarray | None]:
+    """(number, ...) landmarks, in the dtype and on the device of the samples; which of the samples they are, (number,)
+    int64, where they are samples.
 
     candidates: how many samples, drawn at random, all choices but uniform ones are made among.
 
@@ -63,16 +64,16 @@ def choose(
     drawn = draw(samples.count, number if selection == "uniform" else candidates, rng)
     X = _take(samples, drawn)
     if selection == "uniform":
-        return X
+        return X, drawn
     if selection == "k-means":
-        return means(kernel, X, number, seed, progress)
+        return means(kernel, X, number, seed, progress), None
     a = kernel.prepare(X, pool=_POOL)
     if selection == "leverage-scores":
         scores, _ = leverage_scores(kernel, a, min(len(X), max(number, PILOT)), number / 2, progress)
         positions = draw_by(scores, number, rng)
     else:
         positions = pivots(kernel, X, a, number, rng, progress)[0]
-    return X[namespace(X).asarray(positions)]
+    return X[namespace(X).asarray(positions)], drawn[positions]
 
 
 def choosing_cost(

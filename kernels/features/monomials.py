@@ -50,7 +50,7 @@ class Monomials(FeatureMap):
                 "'nystrom', or reduce the dimension first"
             )
 
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Array:
         assert isinstance(self.kernel, DotProduct)
         self.check(tuple(X.shape[1:]))
         prepared = self.kernel.prepare(X)

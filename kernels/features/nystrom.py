@@ -24,6 +24,8 @@ from .landmarks import (
 
 LANDMARKS, WHITENING = "landmarks", "whitening"
 """Names of the learned arrays: (landmarks, ...) samples, and (landmarks, landmarks) float64."""
+ROWS, POOL = "rows", "pool"
+"""Names of two more where landmarks are samples of a pool: their row ids, (landmarks,) int64, and its name, uint8."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class NystromFeatures(FeatureMap):
     pseudo-inverse, F3), their features zero: below M roundings of the largest eigenvalue in float64, or below sqrt(M)
     roundings of d in the dtype of the samples learned from, where the values K_M(x) have only noise to tell.
 
-    A landmark that comes among the samples is a sample like any other: in float32, tangent kernels know it to about
-    1e-3 of its own value (K13).
+    A landmark that comes among the samples is known by its row id, where the pool that it was learned from is named:
+    in float32, tangent kernels know any other copy of it to about 1e-3 of its own value alone (K13).
 
     kernel: any kernel with one output. landmarks: M, the number of features. selection: how landmarks are found,
     as ``landmarks.choose`` says; ``k-means`` is for vectors. candidates: how many samples, drawn at random, all but
@@ -59,6 +61,7 @@ class NystromFeatures(FeatureMap):
     seed: int = 0
 
     kind: ClassVar[str] = "nystrom"
+    revision: ClassVar[int] = 2
     learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -98,25 +101,33 @@ class NystromFeatures(FeatureMap):
             SamplesError: a value is not finite, or the kernel maps all landmarks to zero.
         """
         self.check(samples.shape)
-        Z = choose(self.kernel, samples, self.landmarks, self.selection, self.candidates, self.seed, progress)
+        Z, chosen = choose(
+            self.kernel, samples, self.landmarks, self.selection, self.candidates, self.seed, progress
+        )
         K = self.kernel.gram(Z.astype(np.float64))
         W = whitening(K, self.epsilon, float(np.finfo(Z.dtype).eps))
-        return self.knowing({LANDMARKS: to_host(Z), WHITENING: to_host(W)})
+        arrays = {LANDMARKS: to_host(Z), WHITENING: to_host(W)}
+        if chosen is not None and samples.rows is not None and samples.pool:
+            arrays[ROWS] = samples.rows[chosen].astype(np.int64)
+            arrays[POOL] = np.frombuffer(samples.pool.encode(), np.uint8)
+        return self.knowing(arrays)
 
     def check_count(self, count: int, shape: tuple[int, ...]) -> None:
         require_enough(count, self.landmarks)
 
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Array:
         xp = namespace(X)
         require_float(X)
         self.check(tuple(X.shape[1:]))
         W, centres = self.array(WHITENING, X), self._centres(X)
         out = xp.empty((len(X), self.landmarks), X.dtype)
         step = self._rows(X.dtype.itemsize)
+        if rows is None or not pool:
+            rows, pool = None, "samples"
         for start in range(0, len(X), step):
-            rows = slice(start, start + step)
-            values = self.kernel.pair(self.kernel.prepare(X[rows], pool="samples"), centres)
-            xp.matmul(values, W, out=out[rows])
+            part = slice(start, start + step)
+            samples = self.kernel.prepare(X[part], None if rows is None else rows[part], pool)
+            xp.matmul(self.kernel.pair(samples, centres), W, out=out[part])
         return out
 
     def feature_cost(self, n: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
@@ -143,7 +154,9 @@ class NystromFeatures(FeatureMap):
         """The landmarks prepared in the dtype and on the device of ``like``."""
         key = (namespace(like).__name__, np.dtype(like.dtype).name)
         if key not in self._prepared:
-            self._prepared[key] = self.kernel.prepare(self.array(LANDMARKS, like), pool=LANDMARKS)
+            Z, arrays = self.array(LANDMARKS, like), self.arrays or {}
+            pool = bytes(arrays[POOL]).decode() if POOL in arrays else LANDMARKS
+            self._prepared[key] = self.kernel.prepare(Z, arrays.get(ROWS), pool)
         return self._prepared[key]
 
     @cached_property

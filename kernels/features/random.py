@@ -53,7 +53,7 @@ class RandomFeatures(FeatureMap):
     def width(self, shape: tuple[int, ...]) -> int:
         return self.widths[-1] * (1 + shape[0] if _form(self.kernel) == "tangent" else 1)
 
-    def features(self, X: Array) -> Array:
+    def features(self, X: Array, rows: np.ndarray | None = None, pool: str = "") -> Array:
         assert isinstance(self.kernel, HomogeneousKernel)
         prepared = self.kernel.prepare(X)
         unit, norm = prepared.arrays["unit"], prepared.arrays["norm"]

@@ -70,8 +70,8 @@ def spherical_kmeans(
     require_patches(n, k)
     order = np.random.default_rng(seed).permutation(n)
     centroids = _rows(patches, order[:k])
-    if n >= 4 * _START_ROWS * k:
-        part = _rows(patches, order[: _START_ROWS * k])
+    if first := start_rows(n, k):
+        part = _rows(patches, order[:first])
         centroids = _descend(
             part, centroids, iterations, max(tolerance, _START_TOLERANCE), unwatched
         ).centroids
@@ -82,6 +82,11 @@ def spherical_kmeans(
             f" {patches.dtype}: ask for fewer anchors"
         )
     return SphericalKMeans(found.centroids, tuple(found.objective))
+
+
+def start_rows(count: int, k: int) -> int:
+    """How many of so many patches are copied to begin with; 0 where all of them are taken at once."""
+    return _START_ROWS * k if count >= 4 * _START_ROWS * k else 0
 
 
 def require_patches(count: int, k: int) -> None:

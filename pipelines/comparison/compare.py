@@ -27,6 +27,7 @@ from ..explicit import mapfiles, maps
 from ..fit import SMALL, Place, few_threads, train_targets
 from ..matrices import matrix_plans
 from ..solvers import Eigen
+from ..stores import address
 from . import measures, store
 from .sizes import Size, seed_of
 from .subject import BLOCK, Subject, sample_bytes
@@ -155,7 +156,9 @@ class _Work:
             if folder is not None:
                 learning = float(mapfiles.describe(folder)["facts"]["seconds"])
         try:
-            matrix, seconds = approximate(made, self._samples, n)
+            matrix, seconds = approximate(
+                made, self._samples, n, self._rows, address(subject.pools.pool_description)
+            )
             errors = measures.errors(exact[:n], matrix[:n])
             scored = self.scored(matrix)
         except NumericalError as error:
@@ -188,6 +191,18 @@ class _Work:
             size = (few.test_axis if test else few.pool_axis).rows
             chosen = maps.TrainingSamples(samples, rows, size, subject.kernel.inputs)
             parts.append(chosen.take(np.arange(len(rows))))
+        return np.concatenate(parts)
+
+    @property
+    def _rows(self) -> np.ndarray:
+        """The pool's row ids of these samples; below zero for those of a test set, which is another pool."""
+        few = self.subject.pools
+        outside = not few.split.test_in_pool
+        parts = [
+            -1 - rows if name == "test" and outside else rows
+            for name, rows in few.sets.items()
+            if rows is not None
+        ]
         return np.concatenate(parts)
 
     def scored(self, matrix: np.ndarray) -> dict[str, Any]:
@@ -243,11 +258,17 @@ class Dense:
         return self.matrix
 
 
-def approximate(made: Kernel, X: np.ndarray, n: int) -> tuple[np.ndarray, float]:
+def approximate(
+    made: Kernel, X: np.ndarray, n: int, rows: np.ndarray | None = None, pool: str = ""
+) -> tuple[np.ndarray, float]:
     """(m, n) values of a map's or random kernel's own matrix between m samples X (m, ...) and the first n of them, and
-    the seconds that it took to prepare all of them; of the samples' dtype, on the host."""
+    the seconds that it took to prepare all of them; of the samples' dtype, on the host.
+
+    rows, pool: as of ``FeatureMap.features``.
+    """
     started = time.perf_counter()
-    blocks = [_prepared(made, X, start, min(start + BLOCK, stop)) for start, stop in ((0, n), (n, len(X)))
+    known = np.arange(len(X)) if rows is None else rows
+    blocks = [_prepared(made, X, start, min(start + BLOCK, stop), known, pool) for start, stop in ((0, n), (n, len(X)))
               for start in range(start, stop, BLOCK)]  # fmt: skip
     seconds = time.perf_counter() - started
     out = np.empty((len(X), n), X.dtype)
@@ -262,8 +283,9 @@ def approximate(made: Kernel, X: np.ndarray, n: int) -> tuple[np.ndarray, float]
     return out, seconds
 
 
-def _prepared(made: Kernel, X: np.ndarray, start: int, stop: int) -> Prepared:
-    rows = np.arange(start, stop)
+def _prepared(made: Kernel, X: np.ndarray, start: int, stop: int, rows: np.ndarray, pool: str) -> Prepared:
+    part, positions = slice(start, stop), np.arange(start, stop)
     if isinstance(made, FeatureMap):
-        return Prepared({FEATURES: to_host(features.mapped(made, X[start:stop]))}, rows, _POOL)
-    return made.prepare(X[start:stop], rows, _POOL)
+        phi = features.mapped(made, X[part], rows[part], pool)
+        return Prepared({FEATURES: to_host(phi)}, positions, _POOL)
+    return made.prepare(X[part], positions, _POOL)

@@ -65,7 +65,10 @@ def compare_page(comparison: Mapping[str, Any]) -> Page:
         blocks: list[Block] = [_slopes(entries), Text(_MEASURES, "note")]
         if drawing:
             curves = [_curve(entry, "relF", k, entry["label"]) for k, entry in enumerate(entries)]
-            caption = "relF of every kernel against size; bands hold all seeds, dashed lines are fitted."
+            caption = (
+                "relF of every kernel against size; bands hold all seeds, dashed lines are fitted."
+                + _places(entries[0])
+            )
             blocks.append(Figure(plots.against_size(curves, "size", "relF"), caption))
         sections.append(Section("All kernels", tuple(blocks)))
     for entry in entries:
@@ -77,6 +80,8 @@ def compare_page(comparison: Mapping[str, Any]) -> Page:
             errors = (*texts, *_error_blocks(entry, drawing), Text(_MEASURES, "note"))
             sections.append(Section("Error by number of features", errors))
             sections.append(Section("Ridge regression", tuple(_score_blocks(entry, drawing))))
+            if drawing:  # without, the table of sizes says it all
+                sections.append(Section("Time and memory", tuple(_price_blocks(entry))))
     sections.append(Section("What was compared", tuple(_facts(comparison))))
     foot = f"megagram {comparison['megagram']} · {comparison['created']}"
     return Page(comparison["title"], _summary(comparison), (), tuple(sections), foot)
@@ -157,7 +162,30 @@ def _error_blocks(entry: Entry, drawing: bool) -> Iterator[Block]:
 
 def _figure_caption(entry: Entry) -> str:
     bands = f" Bands hold all of {count_text(entry['repeats'], 'seed')}." if entry["repeats"] > 1 else ""
-    return f"Error against {entry['key']}, both logarithmic; dashed lines are fitted.{bands}"
+    return f"Error against {entry['key']}, both logarithmic; dashed lines are fitted.{_places(entry)}{bands}"
+
+
+def _places(entry: Entry) -> str:
+    """Where sizes of several numbers stand on an axis, in words; nothing where each is a number."""
+    last = entry["sizes"][-1]
+    if last["text"] == str(last["size"][0]):
+        return ""
+    return (
+        " A size stands at the number that varies, or at the geometric mean of those that do:"
+        f" {last['text']} at {last['position']:,.0f}."
+    )
+
+
+def _price_blocks(entry: Entry) -> Iterator[Block]:
+    """What the features of a sample take, against their number."""
+    places = [row["position"] for row in entry["sizes"]]
+    for number, (name, key, unit) in enumerate(_PRICES):
+        curve = plots.Curve(name, places, [[row[key]] for row in entry["sizes"]], number)
+        caption = f"{name.capitalize()} of a sample's features against {entry['key']}, both logarithmic."
+        yield Figure(plots.against_size([curve], entry["key"], unit), caption + _places(entry))
+
+
+_PRICES = (("time", "seconds_per_sample", "seconds"), ("memory", "bytes_per_sample", "bytes"))
 
 
 def _curve(entry: Entry, measure: str, colour: int, label: str) -> plots.Curve:
@@ -187,6 +215,7 @@ def _score_blocks(entry: Entry, drawing: bool) -> Iterator[Block]:
         curve = plots.Curve("features", [r["position"] for r in rows], [r["score"] for r in rows], 0)
         caption = (
             f"{METRICS[metric].capitalize()} {part} against {entry['key']}; the line is the exact kernel's."
+            + _places(entry)
         )
         yield Figure(
             plots.score_against_size(curve, entry["exact"]["score"], entry["key"], METRICS[metric]), caption

@@ -95,7 +95,10 @@ class Experiment(Table):
     def _check_features(self) -> None:
         """Raise ValueError where an option is one of a matrix, which features do without."""
         if self.uses_precomputed:
-            raise ValueError("features: a precomputed kernel has no samples to compute features of")
+            raise ValueError(
+                "features: a precomputed kernel has no samples to compute features of; leave out [features], or give"
+                " the samples in [data] and a kernel of them in [kernel]"
+            )
         if self.gram.tiles != "auto":
             raise ValueError(
                 "gram.tiles has no meaning with [features], where there is no matrix: leave it out, and say with"

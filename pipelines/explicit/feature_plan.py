@@ -200,6 +200,7 @@ def make(
         train=task.problem.n,
         driver_limit=driver_bytes,
         choice=choice,
+        select=experiment.solve.select,
         root=root,
         assumed=assumed.name if assumed else "",
         map=feature_map.kind,

@@ -21,7 +21,7 @@ from .. import features, tasks
 from ..errors import NumericalError
 from ..pools import Pools, kernel_shape
 from ..samples import Preprocessed
-from ..stores import FeatureStore
+from ..stores import FeatureStore, address
 from ..tilesource import TileSource
 
 
@@ -75,6 +75,7 @@ class StreamedFeatures:
     """Features that are computed whenever a block is read, and never stored.
 
     samples: what they are computed from. kernel: JSON description of the map. learned: folder of what it learned.
+    pool: the name of the samples' pool in stores, or none.
     The same block has the same bits whenever it is computed on the same kind of machine, those that would be stored.
     """
 
@@ -83,6 +84,7 @@ class StreamedFeatures:
     learned: str | None
     side: int
     shape: tuple[int, int]
+    pool: str = ""
 
     @classmethod
     def of(
@@ -92,6 +94,7 @@ class StreamedFeatures:
         learned: Path | None,
         shape: tuple[int, ...],
         count: int,
+        pool: str = "",
     ) -> StreamedFeatures:
         """Of ``count`` samples of ``shape`` each, as the map takes them, in blocks as they would be stored."""
         return cls(
@@ -100,6 +103,7 @@ class StreamedFeatures:
             None if learned is None else str(learned),
             features.block_side(feature_map, shape, samples.dtype),
             (count, feature_map.width(shape)),
+            pool,
         )
 
     @property
@@ -115,8 +119,10 @@ class StreamedFeatures:
         feature_map = features.load_kernel(self.kernel, self.learned)
         assert isinstance(feature_map, FeatureMap)
         start = number * self.side
-        X = self.samples.read(start, min(start + self.side, self.shape[0]))
-        phi = features.mapped(feature_map, X.reshape(len(X), *kernel_shape(feature_map.inputs, X.shape[1:])))
+        rows = np.arange(start, min(start + self.side, self.shape[0]))
+        X = self.samples.read(start, start + len(rows))
+        X = X.reshape(len(X), *kernel_shape(feature_map.inputs, X.shape[1:]))
+        phi = features.mapped(feature_map, X, rows, self.pool)
         _require_finite(phi, start)
         return phi
 
@@ -149,7 +155,8 @@ def stream(
         pools, dtype, root, rows, side, workers, test=test, progress=progress, use=use
     )
     count = (pools.test_axis if test else pools.pool_axis).rows
-    return StreamedFeatures.of(feature_map, samples, learned, shape, count)
+    pool = address(pools.test_description if test else pools.pool_description)
+    return StreamedFeatures.of(feature_map, samples, learned, shape, count, pool)
 
 
 @lru_cache(maxsize=1)

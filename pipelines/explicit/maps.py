@@ -57,7 +57,10 @@ def learned(
         # learned is named by its digest, so that all features would be computed again.
         with np.errstate(over="ignore", invalid="ignore"), threadpool_limits(1, user_api="blas"):
             made = unlearned.learn(
-                TrainingSamples(samples, rows, len(pools.train), unlearned.inputs), progress
+                TrainingSamples(
+                    samples, rows, len(pools.train), unlearned.inputs, address(pools.pool_description)
+                ),
+                progress,
             )
         facts = {
             "source": pools.dataset.source,
@@ -93,28 +96,31 @@ def description(pools: Pools, unlearned: FeatureMap, dtype: str, rows: np.ndarra
 class TrainingSamples:
     """Rows of a pool as samples to learn from, read chunk by chunk; the newest chunk is kept.
 
-    rows: an index set of the pool of ``pool_rows`` samples. inputs: of the kernel.
+    rows: an index set of the pool of ``pool_rows`` samples. inputs: of the kernel. pool: its name in stores.
     """
 
-    def __init__(self, samples: Preprocessed, rows: np.ndarray, pool_rows: int, inputs: str) -> None:
+    def __init__(
+        self, samples: Preprocessed, rows: np.ndarray, pool_rows: int, inputs: str, pool: str = ""
+    ) -> None:
         self._samples = samples
-        self._rows = rows
+        self.rows = rows
+        self.pool = pool
         self._pool_rows = pool_rows
         self._inputs = inputs
         self._kept: tuple[int, np.ndarray] | None = None
 
     @property
     def count(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        number = int(self._rows[0]) // self._samples.side
+        number = int(self.rows[0]) // self._samples.side
         return tuple(self._chunk(number).shape[1:])
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """(k, ...) samples at increasing positions; raises ``ChunkLost`` where their chunks are missing or damaged."""
-        rows = self._rows[positions]
+        rows = self.rows[positions]
         out = np.empty((len(rows), *self.shape), self._samples.dtype)
         for number, part in parts(rows, self._samples.side).items():
             out[part.positions] = self._chunk(number)[part.local]

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..solvers.base import Status
 from ..wording import (
+    GCV_CAUTION,
     METRICS,
     NO_PLOTS,
     ORACLE,
@@ -108,7 +109,7 @@ def _headline(result: Result) -> list[tuple[str, Cell, str]]:
         rows.append((f"Leave-one-out {name}", Cell(score_text(evaluation["loo"][metric], metric)), remark))
     if evaluation["select"] == "gcv":
         n = count_text(evaluation["gcv"]["n"], "training sample")
-        remark = f"generalised cross-validation on {n}; optimistic where ridges are small"
+        remark = f"generalised cross-validation on {n}: {GCV_CAUTION}"
         rows.append((f"GCV {name}", Cell(score_text(evaluation["gcv"][metric], metric)), remark))
     fit = final_fit(result)
     remark = f"on {count_text(fit['n'], 'training sample')}"

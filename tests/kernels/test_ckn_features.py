@@ -404,6 +404,20 @@ def test_learning_cost_bounds_the_memory():
     assert few == many
 
 
+def test_learning_cost_counts_the_copy_that_k_means_begins_with(monkeypatch):
+    """Where there are many patches, a part of them is copied: up to a quarter, beyond what blocks are allowed."""
+    monkeypatch.setattr(ckn_module, "_BLOCK_BYTES", 1 << 21)
+    X = images(80, (22, 22, 48), dtype=np.float32)
+    kernel = kernel_of({"patch": 5, "subsampling": 2, **EXPONENTIAL})
+    phi = NystromCKN(kernel, (58,), patches=15_000, iterations=1)
+    tracemalloc.start()
+    phi.learn(InMemory(X))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    cost = phi.learning_cost(80, (22, 22, 48)).scratch_bytes
+    assert 0.8 * cost < peak <= cost
+
+
 @pytest.mark.slow
 def test_reference_run_on_digits():
     """F6: errors of the first 150 digits within 40 %, accuracies within 1.5 points, in both precisions.

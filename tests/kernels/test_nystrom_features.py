@@ -198,6 +198,39 @@ def test_what_was_learned_travels(selection: str) -> None:
     assert learned(EXPONENTIAL, X, 12, selection, seed=1).learned != first.learned
 
 
+@pytest.mark.parametrize("selection", PICKING)
+@pytest.mark.parametrize("kernel", [FullyConnected("ntk", 2), FullyConnected("ntk", 3)])
+def test_a_landmark_is_known_by_its_row_id(kernel: Kernel, selection: str) -> None:
+    """K13: in float32 an NTK knows two copies of a sample to the root of rounding, and one sample to rounding."""
+    X = vectors(60, 5).astype(np.float32)
+    rows = 1000 + np.arange(60)
+    chosen = NystromFeatures(kernel, 20, selection, 0.1).learn(InMemory(X, rows, "pool"))
+    assert chosen.arrays is not None
+    where = chosen.arrays["rows"] - 1000
+    np.testing.assert_array_equal(X[where], chosen.arrays["landmarks"])
+
+    def error(pool: str) -> float:
+        exact = chosen.features(X.astype(np.float64), rows, "pool")[where]
+        found = chosen.features(X, rows, pool)[where]
+        return float((np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)).max())
+
+    assert error("pool") < 2e-5
+    assert error("test") == error("") > 4e-5
+    prepared = chosen.prepare(X, rows, "pool").arrays["features"]
+    np.testing.assert_array_equal(prepared, chosen.features(X, rows, "pool"))
+    again = from_description(chosen.describe())
+    assert isinstance(again, NystromFeatures)
+    np.testing.assert_array_equal(again.knowing(chosen.arrays).features(X, rows, "pool"), prepared)
+
+
+def test_landmarks_that_are_no_samples_have_no_row_ids() -> None:
+    """Means of clusters, and samples of a pool without a name."""
+    X = vectors()
+    means = NystromFeatures(EXPONENTIAL, 5, "k-means").learn(InMemory(X, np.arange(60), "pool"))
+    assert sorted(means.arrays or {}) == ["landmarks", "whitening"]
+    assert sorted(learned(EXPONENTIAL, X, 5).arrays or {}) == ["landmarks", "whitening"]
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6, 1e-3])
 def test_float32_is_near_float64(epsilon: float) -> None:
     """Directions that float32 cannot tell from noise are left out, so that nothing is amplified; a smooth kernel of

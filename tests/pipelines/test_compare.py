@@ -224,11 +224,11 @@ def test_what_is_found_is_not_computed_again(
     made: list[str] = []
     approximate = compare.approximate
 
-    def spied(phi: Any, X: np.ndarray, n: int) -> Any:
+    def spied(phi: Any, X: np.ndarray, n: int, *known: Any) -> Any:
         made.append(f"{phi.widths[0]}/{phi.seed}")
         if made == ["4/0", "4/1", "16/0"]:
             raise KeyboardInterrupt
-        return approximate(phi, X, n)
+        return approximate(phi, X, n, *known)
 
     monkeypatch.setattr(compare, "approximate", spied)
     with pytest.raises(KeyboardInterrupt):
@@ -268,6 +268,39 @@ def test_other_data_or_another_ridge_are_other_points(samples: Samples, root: Pa
     y = np.load(samples.folder / "y.npy")
     np.save(samples.folder / "y.npy", 2 - y[::-1])
     assert compared(features_of(samples), root, "4")["points"][0]["score"] != first["score"]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"ridges": [1e-2]}, {"select": "gcv"}, {"jitter": 1e-3}, {"absolute": True}]
+)
+def test_all_that_scores_depend_on_is_of_the_identity(samples: Samples, changed: dict[str, Any]) -> None:
+    """Protects against a score by another rule, or of another system, that passes for this one's."""
+    solve = {"ridges": [1e-2, 1e-3], "select": "loo", "jitter": 0.0, "absolute": False}
+    request = Request(read_sizes("4"), samples=6)
+    first, other = (
+        Subject(features_of(samples, solve=table), request).identity
+        for table in (solve, {**solve, **changed})
+    )
+    assert first["solve"] != other["solve"]
+    assert {**first, "solve": None} == {**other, "solve": None}
+
+
+@pytest.mark.parametrize(("table", "learns"), [({"kind": "nystrom", "landmarks": 4}, True), (RANDOM, False)])
+def test_what_a_map_learned_from_is_of_the_identity(
+    samples: Samples, table: dict[str, Any], learns: bool
+) -> None:
+    """Protects against points of a map that learned from other samples, the same ones being compared; maps that learn
+    nothing keep theirs."""
+    identities = [
+        Subject(
+            features_of(samples, table, data={"train": train, "validation": [40, 52]}),
+            Request(read_sizes("4"), samples=6),
+        ).identity
+        for train in (20, 40)
+    ]
+    first, other = ({**identity, "learned_from": None} for identity in identities)
+    assert first == other
+    assert (identities[0] != identities[1]) == learns
 
 
 def test_stored_tiles_are_read(samples: Samples, root: Path) -> None:
@@ -421,7 +454,18 @@ def test_the_page_and_the_table_say_what_was_found(samples: Samples, root: Path)
                 assert sentence.split(" (95")[0].split(" = ")[0].replace("_", "") in text.replace("\\", "")
             assert "64" in text
             assert "expo<nential>" not in text.replace("\\", "") or text.startswith("#")
-        assert to_html(page).count("<svg") == (2 if len(entries) == 1 else 3)
+        assert to_html(page).count("<svg") == (4 if len(entries) == 1 else 3)
+
+
+def test_the_page_says_where_sizes_of_several_numbers_stand(samples: Samples, root: Path) -> None:
+    """Protects axes whose ticks are no size that was asked for; and their being silent where they are."""
+    kernel = {"kind": "fully-connected", "family": "rf", "depth": 3}
+    one = features_of(samples, kernel=kernel)
+    said = "A size stands at the number that varies, or at the geometric mean of those that do: 8x32 at 16."
+    for sizes, times in (("4x16,8x32", 4), ("4,8", 0)):
+        entry = compared(one, root, sizes)
+        comparison = {"title": "t", "created": "now", "megagram": "0", "command": "c", "entries": [entry]}
+        assert to_html(compare_page(comparison)).count(said) == times
 
 
 def replace_label(one: Experiment, label: str) -> Experiment:

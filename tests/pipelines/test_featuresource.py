@@ -86,6 +86,34 @@ def test_maps_that_learn_nothing_stream_too(samples: small.Samples, root: Path, 
     np.testing.assert_array_equal(whole(streamed), whole(stored))
 
 
+def test_landmarks_are_known_by_their_rows_in_the_pool(samples: small.Samples, root: Path) -> None:
+    """Protects float32 tangent kernels (K13): the rows of a permuted pool reach the map, stored and streamed; those of
+    a test set are others."""
+    small.Samples(samples.folder, seed=5).write(72, "_test")
+    paths = {name: str(samples.folder / f"{name}.npy") for name in ("X_test", "y_test")}
+    sections: dict[str, Any] = {
+        "kernel": {"kind": "fully-connected", "family": "ntk", "depth": 2},
+        "gram": {"dtype": "float32"},
+        "data": {**paths, "test": 72, "train": [20, 60]},
+    }
+    one = samples.experiment(**sections)
+    unlearned = feature_map({"kind": "nystrom", "landmarks": 10, "epsilon": 0.1}, one.kernel_object, 0)
+    stored, streamed = sources(samples, root, unlearned, **sections)
+    np.testing.assert_array_equal(whole(streamed), whole(stored))
+    resolved, phi = pools.resolve(one), whole(stored)
+    made, _ = maps.learned(resolved, unlearned, "float32", root, resolved.split.train, tasks.Workers)
+    assert made.arrays is not None
+    rows, Z = made.arrays["rows"], made.arrays["landmarks"]
+    X = preprocessed(one, made)
+    np.testing.assert_array_equal(X[rows], Z)
+    exact = made.features(Z.astype(np.float64), rows, bytes(made.arrays["pool"]).decode())
+    assert (np.linalg.norm(phi[rows] - exact, axis=1) < 2e-5 * np.linalg.norm(exact, axis=1)).all()
+    elsewhere = sources(samples, root, unlearned, test=True, **sections)
+    expected = made.features(resolved.test.X.astype(np.float32)) if resolved.test is not None else None
+    for source in elsewhere:
+        np.testing.assert_allclose(whole(source), expected, rtol=1e-6, atol=1e-7)
+
+
 def test_images_reach_a_map_as_it_takes_them(samples: small.Samples, root: Path) -> None:
     """Protects shapes: images stay images for a map of images, and are flattened for one of vectors."""
     np.save(samples.folder / "X.npy", np.random.default_rng(0).random((72, 3, 2, 2)))
@@ -190,9 +218,9 @@ def test_memory_beside_a_block_is_bounded(
     given: list[int] = []
     really = TinyMap.features
 
-    def watched(self: TinyMap, X: np.ndarray) -> np.ndarray:
+    def watched(self: TinyMap, X: np.ndarray, *known: Any) -> np.ndarray:
         given.append(len(X))
-        return really(self, X)
+        return really(self, X, *known)
 
     monkeypatch.setattr(TinyMap, "features", watched)
     monkeypatch.setattr(TinyMap, "feature_cost", lambda self, n, shape, itemsize=4: Cost(0.0, 0.0, n * 1000))

@@ -217,7 +217,7 @@ def test_features_of_other_code_are_refused(
     report, _ = made_features(samples, root, **sections)
     assert made_features(samples, root, **sections)[0].reused == 5
     really = TinyMap.features
-    monkeypatch.setattr(TinyMap, "features", lambda self, X: really(self, X) * X.dtype.type(1 + 1e-3))
+    monkeypatch.setattr(TinyMap, "features", lambda self, X, *rest: really(self, X) * X.dtype.type(1 + 1e-3))
     refused = (
         rf"{report.store}: stored features of block 0 .*relative difference 1\.0e-03\); use another --root"
     )

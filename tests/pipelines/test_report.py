@@ -18,6 +18,7 @@ from pipelines.reports import report
 from pipelines.reports.document import Cell, Page, Section, Table, Text, to_html, to_markdown
 from pipelines.reports.verdict import trained_on, verdict
 from pipelines.wording import (
+    GCV_CAUTION,
     NO_PLOTS,
     ORACLE,
     bytes_text,
@@ -357,6 +358,7 @@ def test_generalised_cross_validation_is_shown_as_leave_one_out_is(tmp_path):
     text = to_markdown(report.page(result))
     assert "chosen by generalised cross-validation on the training samples" in text
     assert "GCV accuracy" in text
+    assert GCV_CAUTION in text
     assert all(f"{80.25 + k}" in text for k in range(4))
 
 
