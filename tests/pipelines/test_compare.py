@@ -11,6 +11,7 @@ import pytest
 from small import MEMORY, Samples
 
 from kernels.features.base import FeatureMap, InMemory
+from kernels.features.nystrom import NystromFeatures
 from kernels.registry import from_description
 from pipelines import pools, tasks
 from pipelines.comparison import compare, measures
@@ -173,6 +174,31 @@ def test_a_map_learns_from_all_training_samples(samples: Samples, root: Path) ->
         phi = unlearned.learn(InMemory(X[:40])).features(X[:12])
         wanted = measures.errors(one.kernel_object.gram(X[:12]), phi @ phi.T)
         assert point["errors"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_landmarks_are_known_by_their_rows_in_the_pool(
+    samples: Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects float32 tangent kernels (K13): a map gets the pool's rows, not positions, and those of a test set, which
+    is another pool, are nobody's."""
+    Samples(samples.folder, seed=5).write(10, "_test")
+    paths = {name: str(samples.folder / f"{name}.npy") for name in ("X_test", "y_test")}
+    data = {**paths, "test": 10, "train": [20, 60], "validation": [60, 66]}
+    seen: list[tuple[np.ndarray, str, NystromFeatures]] = []
+    features = NystromFeatures.features
+
+    def watched(self: NystromFeatures, X: np.ndarray, rows: np.ndarray, pool: str) -> np.ndarray:
+        seen.append((rows, pool, self))
+        return features(self, X, rows, pool)
+
+    monkeypatch.setattr(NystromFeatures, "features", watched)
+    compared(features_of(samples, {"kind": "nystrom", "landmarks": 30}, data=data), root, "30")
+    rows = np.concatenate([rows for rows, _, _ in seen])
+    np.testing.assert_array_equal(rows, [*range(20, 66), *range(-1, -11, -1)])
+    for _, pool, made in seen:
+        assert made.arrays is not None
+        assert bytes(made.arrays["pool"]).decode() == pool
+        assert np.isin(made.arrays["rows"], np.arange(20, 60)).all()
 
 
 def test_preprocessing_is_fitted_on_all_training_samples(samples: Samples, root: Path) -> None:
