@@ -179,13 +179,14 @@ def _places(entry: Entry) -> str:
 def _price_blocks(entry: Entry) -> Iterator[Block]:
     """What the features of a sample take, against their number."""
     places = [row["position"] for row in entry["sizes"]]
-    for number, (name, key, unit) in enumerate(_PRICES):
-        curve = plots.Curve(name, places, [[row[key]] for row in entry["sizes"]], number)
+    for number, (name, key, unit, scale) in enumerate(_PRICES):
+        curve = plots.Curve(name, places, [[row[key] / scale] for row in entry["sizes"]], number)
         caption = f"{name.capitalize()} of a sample's features against {entry['key']}, both logarithmic."
         yield Figure(plots.against_size([curve], entry["key"], unit), caption + _places(entry))
 
 
-_PRICES = (("time", "seconds_per_sample", "seconds"), ("memory", "bytes_per_sample", "bytes"))
+_PRICES = (("time", "seconds_per_sample", "µs", 1e-6), ("memory", "bytes_per_sample", "KiB", 1024))
+"""Name, key, and the unit in which it is drawn, with its size."""
 
 
 def _curve(entry: Entry, measure: str, colour: int, label: str) -> plots.Curve:
