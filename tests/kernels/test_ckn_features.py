@@ -322,6 +322,41 @@ def test_empty_patches_are_not_sampled():
     np.testing.assert_allclose(np.sort(anchors[:, 0]), [-1, 1])
 
 
+def test_short_patches_are_not_sampled():
+    """F3 discards patches of norm below 1e-6 of the mean, however many there are: their direction is rounding."""
+    rng = np.random.default_rng(0)
+    X = 1e-9 * rng.standard_normal((50, 6, 6, 2))
+    X[:, 2, 2:4] = np.repeat([[[1.0, 2.0], [-2.0, 1.0]]], 50, axis=0)
+    kernel = kernel_of({"patch": 1, "subsampling": 1, **EXPONENTIAL}, mode="same")
+    anchors = learned(kernel, (2,), X, patches=90).arrays["anchors_1"]
+    found = np.sort(anchors @ [[1, -2], [2, 1]] / np.sqrt(5), axis=0)
+    np.testing.assert_allclose(found, [[0, 0], [1, 1]], atol=1e-12)
+
+
+def test_patches_are_drawn_from_all_of_them():
+    """A patch is as likely to be drawn wherever it lies in whichever image, and none is drawn twice."""
+    angles = np.linspace(0, 6, 40 * 25)
+    X = np.stack([np.cos(angles), np.sin(angles)], axis=1).reshape(40, 5, 5, 2)
+    kernel = kernel_of({"patch": 1, "subsampling": 1, **EXPONENTIAL}, mode="same")
+
+    def drawn(seed: int) -> np.ndarray:
+        rng, (stage,) = np.random.default_rng(seed), kernel.network((5, 5, 2)).stages
+        patches = anchors_module.draw_patches(
+            InMemory(X), lambda X: X, stage, False, 200, rng, 7, lambda *told: None
+        )
+        products = patches @ X.reshape(-1, 2).T
+        np.testing.assert_allclose(products.max(axis=1), 1, atol=1e-15)
+        return products.argmax(axis=1)
+
+    first, other = drawn(0), drawn(1)
+    for found in (first, other):
+        assert len(np.unique(found)) == 200
+        images, positions = np.histogram(found // 25, 4, (0, 40))[0], np.histogram(found % 25, 5, (0, 25))[0]
+        assert 25 < images.min() <= images.max() < 75
+        assert 20 < positions.min() <= positions.max() < 60
+    assert len(np.intersect1d(first, other)) < 100
+
+
 def test_bad_parameters_are_refused():
     """Each message begins with the parameter's name and says what would do."""
     kernel = two_layers()

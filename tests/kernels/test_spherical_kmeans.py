@@ -62,6 +62,16 @@ def test_one_update_is_that_of_plain_loops():
     assert len(once.objective) == 2
 
 
+def test_it_stops_where_the_objective_stands_still():
+    """F4: at the first relative change below 1e-6, and long before the last iteration that is allowed."""
+    found = spherical_kmeans(random_patches(300, 5), 9, 1, iterations=1000)
+    objective = np.array(found.objective)
+    changes = np.diff(objective) / objective[1:]
+    assert changes[-1] < 1e-6
+    assert (changes[:-1] >= 1e-6).all()
+    assert 3 < len(objective) < 100
+
+
 def test_planted_clusters_are_found():
     """Tight clusters far from each other are told apart, by the part of the patches that comes first as well."""
     rng = np.random.default_rng(5)

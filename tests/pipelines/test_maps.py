@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from tiny_map import LINEAR, TinyMap, preprocessed, tiny
 
 from kernels.base import KernelError
+from kernels.dot_product import DotProduct
 from kernels.features.base import FeatureMap, InMemory
 from kernels.registry import feature_map, from_description
 from pipelines import features, leases, pools, results, stores, tasks
@@ -115,6 +116,17 @@ def test_what_is_learned_has_an_address_of_all_that_it_depends_on(
     X[3] += 1
     np.save(samples.folder / "X.npy", X)
     assert learn(samples, root)[1] != folder
+
+
+def test_rows_and_revisions_are_part_of_the_address(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects from what other rows up to the same last one taught, and from what older code learned."""
+    folders = [learn(samples, root)[1], learn(samples, root, data={"train": [5, 40]})[1]]
+    for kind in (TinyMap, DotProduct):
+        monkeypatch.setattr(kind, "revision", kind.revision + 1)
+        folders.append(learn(samples, root)[1])
+    assert len(set(folders)) == 4
 
 
 def test_other_samples_than_training_ones_are_not_looked_at(samples: small.Samples, root: Path) -> None:
