@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import DataError, ExperimentError, NumericalError
-from .solvers.base import Solution, Status
+from .solvers.base import ACCURATE, Solution, Status
 
 TASKS = ("classification", "regression")
 SELECTIONS = ("validation", "loo", "gcv", "oracle")
@@ -58,7 +58,7 @@ class Held:
 class Refit:
     """A solution on training and validation data together, its targets and the test set bound to it.
 
-    fitted: (n, t) predictions on its training samples where its coefficients do not belong to them.
+    fitted: (n, t) predictions on its training samples; None where they follow from its coefficients.
     """
 
     solution: Solution
@@ -193,13 +193,13 @@ def evaluate(
     validation: Held | None = None,
     test: Held | None = None,
     refit: Callable[[float], Refit] | None = None,
-    fitted: np.ndarray | None = None,
+    fitted: Sequence[np.ndarray | None] | None = None,
 ) -> dict[str, Any]:
     """Choose a ridge, score the test set once with it, and return the evaluation as a JSON value.
 
     refit: from the chosen ridge to the solution on training and validation data together, which is then what
-    the test set is scored with. fitted: (r, n, t) predictions on the training samples where coefficients do not
-    belong to them (Nystrom).
+    the test set is scored with. fitted: for each solution its (n, t) predictions on the training samples, None
+    where they follow from its coefficients (see ``follows``).
 
     Keys: task, select, metric ("accuracy" or "rmse"), ridge, classes, train, validation, loo, gcv, test
     (metrics or None), confusion (rows are the truth; of the test set), notes, refit (an entry or None),
@@ -220,7 +220,7 @@ def evaluate(
     on_validation = validation.predict(alphas) if validation else [None] * len(solutions)
     on_test = oracle.predict(alphas) if oracle else [None] * len(solutions)
     path = []
-    on_train = [None] * len(solutions) if fitted is None else fitted
+    on_train = fitted or [None] * len(solutions)
     for solution, train_scores, validation_scores, test_scores in zip(
         solutions, on_train, on_validation, on_test, strict=True
     ):
@@ -316,8 +316,18 @@ def generalised(
     return values - (values - fitted) * (n / (n - effective_dimension))
 
 
+def follows(solution: Solution, targets: np.ndarray) -> bool:
+    """Whether K alpha is Y - shift * alpha, Y the (n, t) targets, for coefficients of the training samples.
+
+    It is so up to the residual and rounding: not where the system is hardly solved, nor where K alpha is so small
+    that it is lost in the difference.
+    """
+    implied = np.linalg.norm(targets - solution.shift * solution.alpha)
+    return solution.residual <= ACCURATE and bool(implied > ACCURATE * np.linalg.norm(targets))
+
+
 def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> dict[str, Any]:
-    """A solution's line of the path; train metrics come free from K alpha = Y - shift * alpha."""
+    """A solution's line of the path; train metrics come free where K alpha = Y - shift * alpha."""
     if fitted is None:
         fitted = solution.fitted
     if fitted is None:

@@ -125,7 +125,7 @@ class Fitting:
             validation=validation,
             test=self._test_on(solved.rows),
             refit=self._refit if solve.refit else None,
-            fitted=self._fitted(split.train, solved),
+            fitted=self._fitted(split.train, train.matrix, solved),
         )
         if self.final is None:  # not trained again: the model is the chosen ridge's
             chosen = next(s for s in solved.solutions if s.ridge == evaluation["ridge"])
@@ -143,10 +143,8 @@ class Fitting:
         solved = self.solve(self.choice_of_one(), rows, targets.matrix, (ridge,), loo=False)
         (solution,) = solved.solutions
         self.final = solution.alpha, solved.rows
-        fitted = self._fitted(rows, solved)
-        return evaluate.Refit(
-            solution, targets, self._test_on(solved.rows), None if fitted is None else fitted[0]
-        )
+        (fitted,) = self._fitted(rows, targets.matrix, solved)
+        return evaluate.Refit(solution, targets, self._test_on(solved.rows), fitted)
 
     def choice_of_one(self) -> solvers.Choice:
         """The solver for a single ridge: a factor costs less than an eigendecomposition."""
@@ -168,11 +166,20 @@ class Fitting:
 
         return evaluate.Held(self.pools.y(test, test=not split.test_in_pool), predict)
 
-    def _fitted(self, rows: np.ndarray, solved: Solved) -> np.ndarray | None:
-        """(r, n, t) predictions on the training samples; None where they follow from the coefficients."""
-        if solved.rows is rows:
-            return None
-        return self.predict(self.source, rows, solved.rows, np.stack([s.alpha for s in solved.solutions]))
+    def _fitted(self, rows: np.ndarray, targets: np.ndarray, solved: Solved) -> list[np.ndarray | None]:
+        """For each solution (n, t) predictions on the training samples; None where it has them, or they follow."""
+        elsewhere = solved.rows is not rows
+        asked = [
+            k
+            for k, one in enumerate(solved.solutions)
+            if one.fitted is None and (elsewhere or not evaluate.follows(one, targets))
+        ]
+        fitted: list[np.ndarray | None] = [None] * len(solved.solutions)
+        if asked:
+            alphas = np.stack([solved.solutions[k].alpha for k in asked])
+            for k, values in zip(asked, self.predict(self.source, rows, solved.rows, alphas), strict=True):
+                fitted[k] = values
+        return fitted
 
     def predict(
         self, source: TileSource, rows: np.ndarray, columns: np.ndarray, alpha: np.ndarray

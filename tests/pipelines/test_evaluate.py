@@ -274,7 +274,7 @@ def test_ridges_without_an_effective_dimension_below_n_are_passed_over() -> None
 def test_train_metrics_of_coefficients_elsewhere_are_those_of_given_predictions() -> None:
     """Coefficients on centres say nothing of the training samples' residuals."""
     problem = Problem("regression")
-    fitted = np.stack([problem.K @ solution.alpha for solution in problem.solutions]) + 1.0
+    fitted = [problem.K @ solution.alpha + 1.0 for solution in problem.solutions]
     result = evaluate(problem.solutions, problem.train, "gcv", fitted=fitted)
     for line, values in zip(result["path"], fitted, strict=True):
         assert line["train"] == metrics(problem.train.y, values, None)

@@ -108,6 +108,23 @@ def test_the_saved_model_is_the_one_that_was_chosen(
     assert (tmp_path / "result" / "test_scores.npy").exists() == (test is not None)
 
 
+@pytest.mark.parametrize("tolerance", [1e-9, 0.5])
+@pytest.mark.parametrize("refit", [False, True])
+def test_training_scores_are_those_of_the_model_where_it_is_not_solved(
+    samples: small.Samples, root: Path, tmp_path: Path, refit: bool, tolerance: float
+) -> None:
+    """Protects training scores: after one iteration K alpha is not what the ridge and the targets would have it."""
+    solve = {"ridges": [1e-1, 1e-7], "refit": refit, "tolerance": tolerance, "max_iterations": 1}
+    one = samples.experiment(solve={**solve, "method": "conjugate-gradient"})
+    found = small.evaluate(one, root, tmp_path / "result", "conjugate-gradient")
+    final = found["refit"] or found["path"][[1e-1, 1e-7].index(found["ridge"])]
+    assert final["residual"] > 1e-3
+    rows, alpha = (np.load(tmp_path / "result" / f"{name}.npy") for name in ("rows", "alpha"))
+    X, y = samples.arrays(72)
+    right = np.argmax(kernel_matrix(X[rows], X[rows]) @ alpha, axis=1) == y[rows]
+    assert final["train"]["accuracy"] == 100 * np.sum(right) / len(rows)
+
+
 def test_leave_one_out_equals_refits(samples: small.Samples, root: Path, tmp_path: Path) -> None:
     """Protects selection without validation data: each sample predicted by a model that never saw it."""
     data = {"train": 24, "validation": None}
