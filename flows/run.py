@@ -13,7 +13,7 @@ from pipelines import results
 from pipelines.experiment import Experiment, Study
 from pipelines.matrices import run_kernel
 from pipelines.reports import report
-from pipelines.reports.verdict import verdict
+from pipelines.reports.verdict import final_solve, verdict
 
 from .engine import open_engine, run_flow
 from .feature_work import FeatureWork
@@ -105,6 +105,8 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
         "gcv_accuracy": score("gcv"),
         "select": evaluation["select"],
         "ridge": evaluation["ridge"],
+        "status": final_solve(result)["status"],
+        "residual": final_solve(result)["residual"],
         **(_tile_facts(result["gram"]) if result["gram"] else _feature_facts(result["features"])),
         "seconds": round(result["seconds"], 3),
         "method": result["solver"]["method"],

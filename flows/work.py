@@ -117,6 +117,8 @@ class Work(ABC):
         self._results = results.ResultStore(self.root, self.experiment.name, self._result_address())
         self._folder = self._results.begin(self.run)
         self.evaluation = self._found_before() or self._fitted()
+        for note in self.evaluation["notes"]:
+            self.display.line(f"warning: {note}")
         solved = self.evaluation["solved_by"]
         self._solve_note = solved["reason"] if solved["run"] == self.run else f"solved by run {solved['run']}"
         return {"ridge": self.evaluation["ridge"], "note": self._solve_note}

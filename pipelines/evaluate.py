@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import DataError, ExperimentError, NumericalError
-from .solvers.base import ACCURATE, Solution, Status
+from .solvers.base import ACCURATE, UNSOLVED, Solution
 
 TASKS = ("classification", "regression")
 SELECTIONS = ("validation", "loo", "gcv", "oracle")
@@ -155,10 +155,11 @@ def metrics(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray | None) -
 
 
 def select(path: Sequence[dict[str, Any]], how: str) -> int:
-    """Position in ``path`` of the best ridge (R8): highest accuracy or lowest rmse, ties to the larger.
+    """Position in ``path`` of the best ridge (R8): highest accuracy or lowest rmse; ties to those that are solved,
+    then to the larger.
 
-    path: entries with "ridge" and "validation", "loo", "gcv" or "test" metrics, whichever ``how`` needs; those
-    without (a ridge whose factor gives no leave-one-out) are passed over.
+    path: entries with "ridge", "status" and "validation", "loo", "gcv" or "test" metrics, whichever ``how`` needs;
+    those without (a ridge whose factor gives no leave-one-out) are passed over.
 
     Raises:
         ExperimentError: an unknown way of selecting, or no data for it.
@@ -178,9 +179,9 @@ def select(path: Sequence[dict[str, Any]], how: str) -> int:
             )
         raise ExperimentError(f'solve.select = "{how}" needs {key} data; set data.{key}')
 
-    def merit(k: int) -> tuple[float, float]:
-        scored = path[k][key]
-        return (scored["accuracy"] if "accuracy" in scored else -scored["rmse"], path[k]["ridge"])
+    def merit(k: int) -> tuple[float, bool, float]:
+        scored, is_solved = path[k][key], path[k]["status"] not in UNSOLVED
+        return scored["accuracy"] if "accuracy" in scored else -scored["rmse"], is_solved, path[k]["ridge"]
 
     return max(usable, key=merit)
 
@@ -231,7 +232,9 @@ def evaluate(
     best = select(path, how)
     chosen, ridge = path[best], solutions[best].ridge
 
-    notes = list(train.notes)
+    notes = [*train.notes, *_unsolved(chosen, "ridge" if len(path) == 1 else "chosen ridge")]
+    if len(path) > 1 and all(entry["status"] in UNSOLVED for entry in path):
+        notes.append(f"none of the {len(path)} ridges is solved")
     refitted = None
     final_scores = on_test[best]
     classes = train.classes
@@ -240,16 +243,11 @@ def evaluate(
         solution, targets = again.solution, again.targets
         test = again.test and _checked(again.test, targets, "test")
         refitted, classes = _entry(solution, targets, again.fitted), targets.classes
+        notes += _unsolved(refitted, "final model at ridge")
         final_scores = test.predict(solution.alpha) if test else None
     elif test is not None and oracle is None:
         final_scores = test.predict(solutions[best].alpha)
 
-    final = refitted or chosen
-    if final["status"] in (Status.INACCURATE, Status.NOT_CONVERGED):
-        notes.append(
-            f"the chosen ridge {ridge:g} is {final['status']} (relative residual {final['residual']:.1e}): its "
-            "scores are those of an unsolved system, and training scores, which take it as solved, are wrong"
-        )
     labels, table = classes, None
     if test is not None and final_scores is not None and classes is not None:
         labels = np.union1d(classes, test.y)
@@ -347,6 +345,16 @@ def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> d
         "loo": None if solution.loo is None else metrics(targets.y, solution.loo, targets.classes),
         "gcv": None if left_out is None else metrics(targets.y, left_out, targets.classes),
     }
+
+
+def _unsolved(entry: dict[str, Any], what: str) -> list[str]:
+    """The note that goes with numbers of a system that is not solved."""
+    if entry["status"] not in UNSOLVED:
+        return []
+    return [
+        f"the {what} {entry['ridge']:g} is not solved: {entry['status']}, relative residual {entry['residual']:.1e};"
+        " its scores are those of the coefficients as they are"
+    ]
 
 
 def _listed(labels: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..solvers.base import Status
+from ..solvers.base import UNSOLVED
 from ..wording import (
     GCV_CAUTION,
     METRICS,
@@ -33,7 +33,7 @@ from .document import Block, Cell, Code, Figure, Page, Section, Table, Text, wri
 from .report_computed import computed_rows, map_rows, model_phrase, stores_tables, time_blocks
 from .report_mistakes import mistakes
 from .study_report import Rows, make_study, ridge_table, study_page, study_table
-from .verdict import TONES, Result, at_ridge, final_fit, is_oracle, metric_of, trained_on, verdict
+from .verdict import TONES, Result, final_fit, final_solve, is_oracle, metric_of, trained_on, verdict
 
 __all__ = ["build", "build_study", "make_study", "page", "ridge_table", "study_table", "terminal_table"]
 
@@ -116,10 +116,13 @@ def _headline(result: Result) -> list[tuple[str, Cell, str]]:
     rows.append((f"Training {name}", Cell(score_text(fit[metric], metric)), remark))
     tried = len(evaluation["path"])
     remark = _how_chosen(result) + (f", best of {tried}" if tried > 1 else "") + _edge_remark(evaluation)
-    final = evaluation.get("refit") or at_ridge(evaluation["path"], evaluation["ridge"])
-    if final and final["status"] in (Status.INACCURATE, Status.NOT_CONVERGED):
-        remark += f"; {final['status']}, residual {final['residual']:.1e}"
     rows.append(("Ridge λ", Cell(ridge_text(evaluation["ridge"])), remark))
+    solve = final_solve(result)
+    if solve["status"] in UNSOLVED:
+        remark = (
+            f"relative residual {number_text(solve['residual'])}; scores are of the coefficients as they are"
+        )
+        rows.append(("Solve", Cell(str(solve["status"]), tone="bad"), remark))
     rows += _expected_rows(result)
     return rows
 

@@ -113,6 +113,13 @@ def final_fit(result: Result) -> Mapping[str, Any]:
     return (evaluation.get("refit") or evaluation)["train"]
 
 
+def final_solve(result: Result) -> Mapping[str, Any]:
+    """The entry of the final model's solve: that of the refit where there was one, else the chosen ridge's."""
+    evaluation = result["evaluation"]
+    chosen = (entry for entry in evaluation["path"] if entry["ridge"] == evaluation["ridge"])
+    return evaluation.get("refit") or next(chosen)
+
+
 def at_ridge(path: Iterable[Mapping[str, Any]], ridge: float) -> Mapping[str, Any] | None:
     return next((entry for entry in path if _same(entry["ridge"], ridge)), None)
 

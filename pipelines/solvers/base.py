@@ -27,6 +27,10 @@ class Status(StrEnum):
     """An iterative solver stopped above the residual that was asked for."""
 
 
+UNSOLVED = (Status.INACCURATE, Status.NOT_CONVERGED)
+"""What is told of a ridge wherever its numbers are, and keeps it behind others of equal score."""
+
+
 @dataclass(frozen=True)
 class Solution:
     """What was solved, how well, at what price.

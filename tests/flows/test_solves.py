@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from flows.display import Terminal
 from flows.run import run_study
@@ -48,6 +49,25 @@ def test_a_solve_is_kept_where_a_ridge_did_not_converge(tmp_path: Path) -> None:
     assert after[1e-7]["status"] == "solved"
     assert after[1e-7]["iterations"] > before[1e-7]["iterations"] == 1
     assert not list((tmp_path / "root" / "solves").iterdir())
+
+
+def test_a_solve_that_did_not_converge_is_told_wherever_its_scores_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Protects readers of a terminal or of JSON, who would take a score for a solved system's; again too."""
+    (tmp_path / "small.toml").write_text(TOML.replace("[1.0, 1e-7]", "[1e-7]") + "max_iterations = 1\n")
+    for _ in range(2):
+        with Terminal() as display:
+            outcome = run_study(
+                experiment.load(tmp_path / "small.toml"), tmp_path / "root", "serial", display
+            )
+        ((_, _, rows),) = outcome.tables
+        assert [row[1] for row in rows if row[0] == "Solve"] == ["not converged"]
+        facts = outcome.json()
+        assert facts["status"] == "not converged"
+        assert facts["residual"] > 1e-3
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert "warning: the ridge 1e-07 is not solved: not converged, relative residual" in said
 
 
 def test_another_seed_is_another_result(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,9 +154,11 @@ def test_r2_of_a_constant_truth_is_undefined() -> None:
 # --- selection
 
 
-def entry(ridge: float, **scores: float | None) -> dict:
+def entry(ridge: float, status: str = "solved", **scores: float | None) -> dict:
     keys = ("validation", "loo", "gcv", "test")
-    return {"ridge": ridge} | {k: None if scores.get(k) is None else {"accuracy": scores[k]} for k in keys}
+    return {"ridge": ridge, "status": status} | {
+        k: None if scores.get(k) is None else {"accuracy": scores[k]} for k in keys
+    }
 
 
 def test_ties_keep_the_larger_ridge() -> None:
@@ -165,8 +168,36 @@ def test_ties_keep_the_larger_ridge() -> None:
     assert path[::-1][select(path[::-1], "validation")]["ridge"] == 1e-1
 
 
+@pytest.mark.parametrize("status", ["inaccurate", "not converged"])
+def test_ties_go_to_the_ridges_that_are_solved(status: str) -> None:
+    """Protects the model: a larger ridge whose system was not solved does not win by its size alone."""
+    path = [entry(1.0, status, loo=90.0), entry(1e-1, "indefinite", loo=90.0), entry(1e-2, loo=90.0)]
+    assert path[select(path, "loo")]["ridge"] == 1e-1
+    assert select([*path, entry(1e-3, status, loo=91.0)], "loo") == 3
+
+
+@pytest.mark.parametrize("status", list(Status))
+def test_a_chosen_ridge_that_is_not_solved_is_noted(status: Status) -> None:
+    problem = Problem("classification")
+    chosen = replace(problem.solutions[1], status=status, residual=0.5)
+    again = replace(chosen, status=Status.SOLVED)
+    said = [
+        evaluate(
+            [one], problem.train, "loo", refit=lambda ridge, final=final: Refit(final, problem.train, None)
+        )
+        for one, final in ((chosen, again), (again, chosen))
+    ]
+    is_noted = [any(f"{status}, relative residual 5.0e-01" in note for note in one["notes"]) for one in said]
+    assert is_noted == [status in ("inaccurate", "not converged")] * 2
+    every = [replace(one, status=status) for one in problem.solutions]
+    notes = evaluate(every, problem.train, "loo")["notes"]
+    assert ("none of the 4 ridges is solved" in notes) == is_noted[0]
+
+
 def test_regression_selects_the_smallest_error() -> None:
-    path = [{"ridge": r, "loo": {"rmse": e}} for r, e in ((1.0, 0.5), (0.1, 0.2), (0.01, 0.3))]
+    path = [
+        {"ridge": r, "status": "solved", "loo": {"rmse": e}} for r, e in ((1.0, 0.5), (0.1, 0.2), (0.01, 0.3))
+    ]
     assert select(path, "loo") == 1
 
 
