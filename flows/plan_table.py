@@ -69,7 +69,11 @@ def _features(made: FeaturePlan) -> list[Row]:
 
 def _selection(made: PlanBase) -> list[Row]:
     """How the ridge is chosen, where that wants a word of caution."""
-    return [("ridge", "by generalised cross-validation", GCV_CAUTION)] if made.select == "gcv" else []
+    if made.select == "gcv":
+        return [("ridge", "by generalised cross-validation", GCV_CAUTION)]
+    if made.select == "loo" and made.method == "tiled-cholesky":
+        return [("ridge", "by leave-one-out", "estimated with random probes; exact in memory")]
+    return []
 
 
 def _disk(made: Plan | FeaturePlan) -> str:

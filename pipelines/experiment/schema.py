@@ -166,10 +166,10 @@ class Solve(Table):
             raise ValueError(f'centres goes with method = "nystrom" alone, not with "{self.method}"')
         if self.centres is None and self.method == "nystrom":
             raise ValueError('method = "nystrom" needs centres, a number of training samples such as 1000')
-        if self.select == "loo" and (iterative or self.method == "tiled-cholesky"):
+        if self.select == "loo" and iterative:
             raise ValueError(
                 f'method = "{self.method}" has no leave-one-out, so select = "loo" cannot be: use select = "gcv"'
-                " (generalised cross-validation), or method cholesky or eigen"
+                " (generalised cross-validation), or method cholesky, eigen or tiled-cholesky"
             )
         return self
 

@@ -106,6 +106,8 @@ def _headline(result: Result) -> list[tuple[str, Cell, str]]:
         )
     if evaluation["loo"] is not None:
         remark = f"on {count_text(evaluation['loo']['n'], 'training sample')}, each left out in turn"
+        if result["solver"]["method"] == "tiled-cholesky":
+            remark += "; estimated"
         rows.append((f"Leave-one-out {name}", Cell(score_text(evaluation["loo"][metric], metric)), remark))
     if evaluation["select"] == "gcv":
         n = count_text(evaluation["gcv"]["n"], "training sample")

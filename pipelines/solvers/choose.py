@@ -68,7 +68,9 @@ def choose(method: str, problem: Problem, means: Means) -> Choice:
         for one in fitting
         if one.method not in IN_MEMORY or one.driver_bytes <= COMFORT * means.driver_bytes
     ]
-    best = min(easy or fitting, key=price)
+    # Leave-one-out is exact in memory alone, and estimated only where that does not fit.
+    sure = [one for one in easy if one.method in IN_MEMORY] if problem.loo else easy
+    best = min(sure or easy or fitting, key=price)
     return Choice(best, _reason(best, exact, problem))
 
 
@@ -97,7 +99,7 @@ def build(solve: Solve, choice: Choice, *, seed: int, loo: bool) -> Solver[Any]:
     if method == "tiled-cholesky":
         from .tiled_cholesky import TiledCholesky
 
-        return TiledCholesky(solve.dtype, jitter, absolute)
+        return TiledCholesky(solve.dtype, jitter, absolute, loo)
     if method == "eigen":
         from .eigen import Eigen
 

@@ -324,7 +324,7 @@ def obstacle_of(one: Estimate, problem: Problem, means: Means) -> str:
     """What stands against a way to solve: what was asked for, or memory, or disk."""
     if one.tiles == "recomputed" and not problem.recomputable:
         return "a precomputed matrix is not recomputed"
-    if problem.loo and one.method not in ("cholesky", "eigen"):
+    if problem.loo and one.method not in ("cholesky", "eigen", "tiled-cholesky"):
         return "has no leave-one-out"
     if problem.tiles not in ("auto", one.tiles):
         return f'gram.tiles = "{problem.tiles}"'

@@ -24,3 +24,13 @@ def test_a_criterion_that_ends_at_the_smallest_ridge_is_cautioned_against(
     made = plan.make(one, pools.resolve(one), root, workers=2, worker_bytes=2**40, speed=SPEED)
     assert made.json()["select"] == select
     assert any(GCV_CAUTION in row for row in plan_rows(made)) == cautioned
+
+
+@pytest.mark.parametrize(("method", "estimated"), [("tiled-cholesky", True), ("cholesky", False)])
+def test_leave_one_out_by_probes_is_said_to_be_an_estimate(
+    samples: small.Samples, root: Path, method: str, estimated: bool
+) -> None:
+    """Protects from reading an estimate as exact."""
+    one = samples.experiment(solve={"select": "loo", "method": method})
+    made = plan.make(one, pools.resolve(one), root, workers=2, worker_bytes=2**40, speed=SPEED)
+    assert any("by leave-one-out" in row and "estimated" in row[2] for row in plan_rows(made)) == estimated

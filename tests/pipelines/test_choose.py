@@ -72,6 +72,16 @@ def test_memory_is_not_filled_to_the_brim_of_its_own_accord() -> None:
     assert choose("auto", problem(30_000, recomputable=False), nothing_else).method == "cholesky"
 
 
+def test_leave_one_out_is_estimated_only_where_an_exact_one_does_not_fit() -> None:
+    """Protects the score that ridges are chosen by: a quicker estimate does not take the place of the exact one."""
+    many = replace(PLENTY, workers=1000)
+    asked = problem(60_000, loo=True)
+    ways = {one.method: one.seconds for one in estimates(asked, many) if not one.obstacle}
+    assert ways["tiled-cholesky"] < min(ways["cholesky"], ways["eigen"])
+    assert choose("auto", asked, many).method in ("cholesky", "eigen")
+    assert choose("auto", asked, LAPTOP).method == "tiled-cholesky"
+
+
 def test_without_room_for_a_matrix_its_tiles_are_recomputed() -> None:
     """Protects n = 100,000 vectors on two cores: neither 20 GB of tiles nor 40 GB of factor fit the disk."""
     full = replace(LAPTOP, disk_free=12 * GIB)
@@ -206,7 +216,7 @@ def chosen(method: str) -> Choice:
         ({"dtype": "float32"}, "cholesky", Cholesky("float32", 1e-8, True, True)),
         ({"dtype": "mixed"}, "cholesky", MixedCholesky("mixed", 1e-8, True, True)),
         ({}, "eigen", Eigen("float64", 1e-8, True, True)),
-        ({"dtype": "mixed"}, "tiled-cholesky", TiledCholesky("mixed", 1e-8, True)),
+        ({"dtype": "mixed"}, "tiled-cholesky", TiledCholesky("mixed", 1e-8, True, True)),
         (
             {"tolerance": 1e-4, "max_iterations": 7},
             "conjugate-gradient",

@@ -317,7 +317,6 @@ TILED, RECOMPUTED = {"method": "tiled-cholesky"}, {"gram": {"tiles": "recomputed
         ({"method": "eigen", "dtype": "float32"}, {}, 'dtype = "float32" has no meaning'),
         ({**GRADIENT, "select": "loo"}, {}, 'use select = "gcv"'),
         ({**FALKON, "select": "loo"}, {}, 'use select = "gcv"'),
-        ({**TILED, "select": "loo"}, {}, 'use select = "gcv"'),
         (TILED, RECOMPUTED, 'gram.tiles = "recomputed" goes with solve.method'),
         ({"method": "cholesky"}, RECOMPUTED, 'gram.tiles = "recomputed" goes with solve.method'),
         ({"select": "loo"}, RECOMPUTED, 'gram.tiles = "recomputed" excludes solve.select = "loo"'),

@@ -362,6 +362,16 @@ def test_generalised_cross_validation_is_shown_as_leave_one_out_is(tmp_path):
     assert all(f"{80.25 + k}" in text for k in range(4))
 
 
+@pytest.mark.parametrize(("method", "estimated"), [("tiled-cholesky", True), ("eigen", False)])
+def test_leave_one_out_by_probes_is_said_to_be_an_estimate(method, estimated):
+    """Protects from reading an estimate as exact."""
+    result = a_result("loo")
+    result["evaluation"] |= {"validation": None, "loo": accuracy(80.25)}
+    result["solver"]["method"] = method
+    (row,) = [row for row in report.terminal_table(result)[1] if row[0].startswith("Leave-one-out")]
+    assert row[2].endswith("; estimated") == estimated
+
+
 def test_recomputed_tiles_and_estimated_dimensions_are_said_to_be_so():
     """Protects from reading an estimate as exact, and from looking for a matrix that nobody stored."""
 
