@@ -29,7 +29,7 @@ def free_bytes() -> int:
 
 
 def launch(program: Program, pairs: int, arguments: Sequence[Any]) -> None:
-    """Run ``program`` for so many pairs on the current stream; returns before it is done."""
+    """Run ``program`` for so many pairs, or blocks of entries, on the current stream; it may end later."""
     function = compiled(program)
     function((pairs, program.blocks), (program.threads,), tuple(arguments), shared_mem=program.shared_bytes)
 

@@ -1,6 +1,7 @@
-"""Which kernels a network runs, specialised to it: source text, threads, shared memory.
+"""Which kernels a network runs, or a feature map, specialised to it: source text, threads, shared memory.
 
-``layer.cu`` and ``displacement.cu`` are written for constants; what is put before them here are those constants.
+``layer.cu``, ``displacement.cu`` and ``pointwise.cu`` are written for constants; what is put before them here
+are those constants.
 """
 
 from __future__ import annotations
@@ -39,14 +40,19 @@ _MOST_TAPS = 64
 _MOST_PATCH = 8
 _THREADS_AT_ONCE = 512
 """Threads of one multiprocessor for which registers are set aside: 128 for each."""
+_THREAD_ENTRIES = 4
+_ENTRY_THREADS = 256
+BLOCK_ENTRIES = _THREAD_ENTRIES * _ENTRY_THREADS
+"""Entries of a matrix that one block of ``pointwise.cu`` takes."""
 
 
 @dataclass(frozen=True)
 class Program:
     """One specialised kernel.
 
-    name: of the function; threads: of a block; shared_bytes: of a block; blocks: for one pair of images.
-    result: shape of what it computes for one pair; () for a number.
+    name: of the function; threads: of a block; shared_bytes: of a block; blocks: for one pair of images, or
+    for ``BLOCK_ENTRIES`` entries of a matrix.
+    result: shape of what it computes for one pair; () for a number, or where it works in place.
     """
 
     name: str
@@ -93,6 +99,37 @@ def plan(network: Network, tangent: bool, channels: int, shared_limit: int) -> P
             continue
         return Plan(obstacle=f"fused CUDA code would take {wanted}, and this device has {limit}")
     return chosen
+
+
+@lru_cache(maxsize=64)
+def values(layer: Layer, columns: int) -> Program:
+    """The program of ``pointwise.values`` for matrices with so many columns."""
+    # What turns inner products multiplied by the factors before into what scalar.cu takes, and its values into
+    # those that the factors after are for: relu's are negated cosines, and pi kappa_1.
+    before, shift, after = 1.0, 0.0, 1.0
+    if layer.kernel == "relu":
+        before, after = -1.0, math.pi
+    elif layer.kernel == "exponential":
+        before, shift = math.log2(math.e), layer.number()
+    constants: dict[str, object] = {
+        "FUNCTION": layer.kernel.upper(),
+        "DEGREE": layer.degree or 1,
+        "BEFORE": _float(before),
+        "SHIFT": _float(shift),
+        "AFTER": _float(after),
+    }
+    return _entrywise("values", columns, constants)
+
+
+@lru_cache(maxsize=64)
+def waves(columns: int) -> Program:
+    """The program of ``pointwise.waves`` for matrices with so many columns."""
+    return _entrywise("waves", columns, {})
+
+
+def _entrywise(name: str, columns: int, constants: dict[str, object]) -> Program:
+    sizes = {"COLUMNS": columns, "ENTRIES": _THREAD_ENTRIES, "THREADS": _ENTRY_THREADS}
+    return Program(name, _source("pointwise.cu", {**sizes, **constants}, ()), _ENTRY_THREADS, 0, 1, ())
 
 
 def _obstacle(network: Network, channels: int) -> str | None:

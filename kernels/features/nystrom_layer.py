@@ -10,6 +10,7 @@ import numpy as np
 
 from ..arrays import Array, namespace
 from ..base import Cost
+from ..cuda import pointwise as fused
 from ..explicit import scale
 from ..layers import Layer
 from ..network import Stage
@@ -74,15 +75,25 @@ class NystromLayer:
             return patches.reshape(n, h, w, -1)
         rows = patches.reshape(n * h * w, -1)
         B = xp.matmul(rows, anchors.T, out=workspace.take("products", (len(rows), len(anchors))))
-        weights = None if after is None else after.reshape(-1, 1)
-        # Several passes: strip by strip they run in the cache.
-        step = max(1, block_bytes(xp) // (len(anchors) * B.dtype.itemsize))
-        for start in range(0, len(rows), step):
-            strip = B[start : start + step]
-            values, _ = apply(layer, strip, None, False, workspace.take)
-            if weights is not None:
-                xp.multiply(values, weights[start : start + step], out=strip)
+        _values(layer, B, None if after is None else after.reshape(-1), workspace)
         return B.reshape(n, h, w, -1)
+
+
+def _values(layer: Layer, B: Array, weights: Array | None, workspace: Workspace) -> None:
+    """The scalar function of inner products B (rows, m) in place, times weights (rows,) after it."""
+    if layer.kernel == "linear":
+        return
+    if fused.takes(B):
+        fused.values(layer, B, weights)
+        return
+    xp = namespace(B)
+    # Several passes: strip by strip they run in the cache.
+    step = max(1, block_bytes(xp) // (B.shape[1] * B.dtype.itemsize))
+    for start in range(0, len(B), step):
+        strip = B[start : start + step]
+        values, _ = apply(layer, strip, None, False, workspace.take)
+        if weights is not None:
+            xp.multiply(values, weights[start : start + step, None], out=strip)
 
 
 def anchor_matrix(layer: Layer, anchors: Array) -> Array:

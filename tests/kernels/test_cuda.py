@@ -12,6 +12,7 @@ import tomllib
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,11 +20,16 @@ from cuda_on_host.launcher import COMPILER, HERE, HostDevice
 from models import (
     CHANNELS,
     EXP,
+    LINEAR,
     MODELS,
+    POLY2,
+    POLY3,
+    POLY5,
     POOLED,
     PUBLISHED,
     RELU,
     SIZES,
+    SQUARE,
     admissible,
     busy_images,
     images,
@@ -31,12 +37,19 @@ from models import (
 )
 
 from kernels import cuda, fused
+from kernels import pointwise as general_pointwise
 from kernels.base import same_rows
 from kernels.convolutional import Convolutional, Layer
 from kernels.cuda import device as real_device
+from kernels.cuda import pointwise
 from kernels.cuda import programs as real_programs
 from kernels.cuda.axes import pooled, unpooled
 from kernels.cuda.programs import Program, plan
+from kernels.dot_product import DotProduct
+from kernels.features.base import FeatureMap, InMemory
+from kernels.features.ckn import NystromCKN
+from kernels.features.convolutional_random import ConvolutionalRandom
+from kernels.features.random import RandomFeatures
 from kernels.network import network_on
 from kernels.pooling import KINDS, MODES, output_size, pooling_matrix
 
@@ -374,6 +387,118 @@ def test_nothing_is_read_or_written_out_of_bounds(name, what, clean, tmp_path):
     assert clean or "insufficient space" in done.stderr or "overflow" in done.stderr, done.stderr[-4000:]
 
 
+# What feature maps do to products, in place.
+
+FUNCTIONS = [EXP, {**EXP, "sigma": 0.15}, RELU, POLY2, POLY3, POLY5, SQUARE]
+
+
+def guarded(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A float32 matrix in the middle of memory that must stay NaN, and all of that memory."""
+    memory = np.full(shape[0] * shape[1] + 4096, np.nan, np.float32)
+    return memory[2048:-2048].reshape(shape), memory
+
+
+def nothing_beside(memory: np.ndarray) -> bool:
+    return bool(np.isnan(memory[:2048]).all() and np.isnan(memory[-2048:]).all())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (700, 3), (41, 100), (9, 256), (2, 1500)], ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: "-".join(map(str, function.values())))
+def test_values_of_anchors_are_the_general_ones(function, shape, host):
+    """Rows of norm zero and below the floor, cosines of -1 and 1 and a rounding beyond, and sizes that no
+    block divides; relative to the value of a cosine of 1."""
+    rng = np.random.default_rng(0)
+    layer = Layer(3, **function, floor=0.05)
+    patches, anchors = (rng.standard_normal((count, 4)) for count in shape)
+    anchors /= np.linalg.norm(anchors, axis=1, keepdims=True)
+    patches[1::5], patches[2::5], patches[3::5] = anchors[0], -anchors[0], 1.0001 * anchors[0]
+    patches[4::10], patches[9::10] = 0, 0.01 * anchors[-1]
+    norm = np.linalg.norm(patches, axis=1).astype(np.float32)
+    before, after = general_pointwise.factors(layer, norm, first=True)
+    factor = 1 if before is None else before[:, None]
+    B, memory = guarded(shape)
+    B[...] = (1 + 1e-7) * (patches * factor) @ anchors.T
+    wanted, _ = general_pointwise.apply(
+        layer, B.astype(np.float64), None, False, lambda name, shape: np.empty(shape)
+    )
+    wanted *= 1 if after is None else after[:, None]
+    pointwise.values(layer, B, after)
+    largest = norm**2 if layer.kernel == "square" else norm
+    assert np.isfinite(B).all()
+    assert (np.abs(B - wanted) <= TOLERANCE * largest[:, None]).all()
+    assert nothing_beside(memory)
+    ((program, blocks),) = host.launches
+    assert blocks == -(-B.size // (4 * program.threads))
+
+
+def test_a_patch_that_is_not_a_number_has_no_values(host):
+    """As on the general path, though a device's least and largest of two numbers pass over it."""
+    B, weights = np.full((2, 5), 0.5, np.float32), np.array([1, np.nan], np.float32)
+    B[1] = np.nan
+    pointwise.values(Layer(3, **RELU), B, weights)
+    np.testing.assert_array_equal(np.isnan(B), [[False] * 5, [True] * 5])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (700, 3), (41, 100), (2, 1500)], ids=str)
+def test_waves_are_weighted_cosines(shape, host):
+    rng = np.random.default_rng(0)
+    B, memory = guarded(shape)
+    B[...] = 20 * rng.standard_normal(shape)
+    weights, phases = (rng.uniform(0, 6, count).astype(np.float32) for count in shape)
+    weights[::3] = 0
+    wanted = weights[:, None] * np.cos((B + phases).astype(np.float64))
+    pointwise.waves(B, weights, phases)
+    assert (np.abs(B - wanted) <= TOLERANCE * weights[:, None]).all()
+    assert nothing_beside(memory)
+
+
+MAPS: dict[str, tuple[FeatureMap, int]] = {
+    **{
+        f"anchors, {first['kernel']}, {second['kernel']}": (
+            NystromCKN(network([first, second], (2, 1)), (12, 10), patches=500),
+            (first is not LINEAR) + (second is not LINEAR),
+        )
+        for first, second in ((EXP, RELU), (POLY3, LINEAR), (LINEAR, SQUARE))
+    },
+    "random filters": (ConvolutionalRandom(network([EXP, RELU], (2, 1)), (20, 30)), 1),
+    "random Fourier": (RandomFeatures(DotProduct("exponential", sigma=0.6), 50), 1),
+}
+"""Feature maps, and how many fused passes each takes for few samples."""
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_feature_maps_with_fused_passes_are_the_same(name, host, monkeypatch):
+    """Every place of a map that has products to pass over hands on the vectors of its rows and columns."""
+    phi, passes = MAPS[name]
+    X = busy_images(3, (8, 7, 2)).astype(np.float32)
+    if phi.inputs == "vectors":
+        X = X.reshape(3, -1)
+    phi = phi.learn(InMemory(X))
+    wanted = phi.features(X)
+    assert not host.launches
+    monkeypatch.setattr(pointwise, "takes", lambda B: True)
+    found = phi.features(X)
+    assert len(host.launches) == passes
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.linalg.norm(wanted, axis=1).max())
+
+
+def test_fused_passes_are_for_float32_on_a_device(monkeypatch):
+    class OnDevice(np.ndarray):
+        pass
+
+    cupy = ModuleType("cupy")
+    cupy.ndarray = OnDevice
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.delenv(fused.VARIABLE, raising=False)
+    B = np.zeros((4, 6), np.float32)
+    assert pointwise.takes(B.view(OnDevice))
+    assert not pointwise.takes(B)
+    assert not pointwise.takes(B.astype(np.float64).view(OnDevice))
+    assert not pointwise.takes(B[:, :3].view(OnDevice))
+    monkeypatch.setenv(fused.VARIABLE, "general")
+    assert not pointwise.takes(B.view(OnDevice))
+
+
 # What is specialised, and that devices' compilers take it.
 
 
@@ -419,6 +544,19 @@ def compile_for(architecture: str, program: Program, tmp_path: Path) -> None:
 def test_specialised_programs_compile_for_devices(name, shape, architecture, tmp_path):
     for program in programs(MODELS[name], shape, LIMITS[architecture]):
         compile_for(architecture, program, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", LIMITS)
+@pytest.mark.parametrize(
+    "program",
+    [
+        real_programs.waves(100),
+        *(real_programs.values(Layer(3, **f), 100) for f in (EXP, RELU, POLY3, SQUARE)),
+    ],
+    ids=["waves", "exponential", "relu", "polynomial", "square"],
+)
+def test_passes_over_products_compile_for_devices(program, architecture, tmp_path):
+    compile_for(architecture, program, tmp_path)
 
 
 def constants(program: Program) -> dict[str, str]:

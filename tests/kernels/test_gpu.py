@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import CHANNELS, MODELS, SIZES, admissible, busy_images, images
+from models import (
+    CHANNELS,
+    EXP,
+    LINEAR,
+    MODELS,
+    POLY3,
+    RELU,
+    SIZES,
+    SQUARE,
+    admissible,
+    busy_images,
+    images,
+    network,
+)
 
 from kernels import cuda, fused
 from kernels.arrays import to_host, why_no_device
 from kernels.base import Kernel
 from kernels.convolutional import Convolutional
+from kernels.cuda import pointwise
 from kernels.deep import FullyConnected
 from kernels.dot_product import DotProduct
+from kernels.features.base import FeatureMap, InMemory
+from kernels.features.ckn import NystromCKN
+from kernels.features.convolutional_random import ConvolutionalRandom
+from kernels.features.random import RandomFeatures
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,6 +45,14 @@ VECTORS: list[Kernel] = [
     FullyConnected("both", depth=4),
     0.5 * FullyConnected("ntk", depth=2) + DotProduct("linear"),
 ]
+MAPS: dict[str, FeatureMap] = {
+    "anchors, exponential and relu": NystromCKN(network([EXP, RELU], (2, 1)), (24, 32), patches=500),
+    "anchors, polynomial and square": NystromCKN(network([POLY3, SQUARE], (2, 1)), (24, 32), patches=500),
+    "anchors, linear": NystromCKN(network([LINEAR, EXP], (2, 1)), (24, 32), patches=500),
+    "random filters": ConvolutionalRandom(network([EXP, RELU], (2, 1)), (130, 200)),
+    "random Fourier": RandomFeatures(DotProduct("exponential", sigma=0.6), 300),
+    "random relu": RandomFeatures(FullyConnected("rf", depth=3), 300),
+}
 TOLERANCES = {np.float32: 2e-6, np.float64: 1e-10}
 
 
@@ -116,3 +142,26 @@ def test_samples_are_prepared_on_the_device_too(kernel):
     assert host.arrays.keys() == device.arrays.keys()
     for name, values in host.arrays.items():
         np.testing.assert_allclose(to_host(device.arrays[name]), values, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["auto", "general"])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", MAPS)
+def test_feature_maps(name, dtype, path, monkeypatch):
+    """Inner products of a map's features, with fused passes (float32, ``auto``) and without."""
+    import cupy
+
+    X = busy_images(8, (12, 13, 3))
+    if MAPS[name].inputs == "vectors":
+        X = X.reshape(8, -1)
+    phi = MAPS[name].learn(InMemory(X))
+    features = phi.features(X)
+    monkeypatch.setenv(fused.VARIABLE, path)
+    samples = cupy.asarray(X.astype(dtype))
+    assert pointwise.takes(samples) == (dtype is np.float32 and path == "auto")
+    found = to_host(phi.features(samples))
+    assert found.dtype == dtype
+    K = features @ features.T
+    scale = np.sqrt(np.outer(K.diagonal(), K.diagonal()))
+    error = np.abs(found.astype(np.float64) @ found.T.astype(np.float64) - K) / scale
+    assert error.max() <= (1e-5 if dtype is np.float32 else 1e-10)

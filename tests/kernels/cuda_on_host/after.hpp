@@ -1,6 +1,8 @@
 // The launch of the function KERNEL, after its source.
 
+#ifdef SHARED_BYTES
 alignas(16) float4 shared[(SHARED_BYTES + 15) / 16];
+#endif
 
 namespace {
 
@@ -26,7 +28,9 @@ extern "C" const char* launch(unsigned pairs, unsigned blocks, int backwards, vo
     for (unsigned y = 0; y < blocks; ++y)
         for (unsigned x = 0; x < pairs; ++x) {
             blockIdx = {x, y, 0};
+#ifdef SHARED_BYTES
             std::memset(shared, 0xff, sizeof shared);
+#endif
             if (!fibres::run_block(THREADS, backwards != 0)) return fibres::message;
         }
     return nullptr;

@@ -28,6 +28,9 @@ FLAGS = (
 # The order of threads is fixed here, and these two are what the compiler of a device knows and this one does not.
 FLAGS += ("-Wno-unknown-pragmas", "-Wno-unused-parameter")
 
+IN_PLACE = {"values": 2, "waves": 3}
+"""Programs that work in place, and how many arrays they take."""
+
 
 class HostDevice:
     """Stands for ``kernels.cuda.device``.
@@ -52,12 +55,18 @@ class HostDevice:
     def free_bytes(self) -> int:
         return self._memory
 
-    def launch(self, program: Program, pairs: int, arguments: Sequence[np.ndarray]) -> None:
-        assert all(array.flags.c_contiguous for array in arguments)
-        assert [array.dtype for array in arguments] == [np.float32] * 4 + [np.int32] * 3 + [np.float32] * 2
-        for results in arguments[-2:]:
-            results[...] = np.nan  # what the program forgets to write shows
-        pointers = (ctypes.c_void_p * len(arguments))(*(array.ctypes.data for array in arguments))
+    def launch(self, program: Program, pairs: int, arguments: Sequence[np.ndarray | np.int64]) -> None:
+        assert all(argument.flags.c_contiguous for argument in arguments)
+        dtypes = [argument.dtype for argument in arguments]
+        if program.name in IN_PLACE:
+            assert dtypes == [np.float32] * IN_PLACE[program.name] + [np.int64]
+        else:
+            assert dtypes == [np.float32] * 4 + [np.int32] * 3 + [np.float32] * 2
+            for results in arguments[-2:]:
+                results[...] = np.nan  # what the program forgets to write shows
+        # Each is eight bytes: an address, or the size that ends the arguments of programs that work in place.
+        words = (argument.ctypes.data if argument.ndim else int(argument) for argument in arguments)
+        pointers = (ctypes.c_void_p * len(arguments))(*words)
         given = (ctypes.c_void_p * len(arguments))(
             *(ctypes.addressof(pointers) + n * ctypes.sizeof(ctypes.c_void_p) for n in range(len(arguments)))
         )

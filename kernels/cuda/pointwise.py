@@ -1,0 +1,38 @@
+"""What feature maps do to products of rows entry by entry, in one pass on a device (SPEC F2, F3)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..arrays import Array, namespace
+from ..fused import asked
+from ..layers import Layer
+from . import device, programs
+
+
+def takes(B: Array) -> bool:
+    """Whether ``values`` and ``waves`` run on B: contiguous, float32, on a device, unless the general path is
+    asked for."""
+    return namespace(B) is not np and B.dtype == np.float32 and B.flags.c_contiguous and asked() != "general"
+
+
+def values(layer: Layer, B: Array, weights: Array | None) -> None:
+    """In place of inner products B (n, m): what ``pointwise.apply`` makes of them, times weights (n,) of rows.
+
+    B was multiplied by the factors before, those of the first side among them. weights: the first side's after;
+    None stands for 1.
+    layer: not linear, of which nothing is left to do. Asynchronous on the current stream.
+    """
+    if weights is None:
+        weights = namespace(B).ones(len(B), np.float32)
+    _launch(programs.values(layer, B.shape[1]), B, weights)
+
+
+def waves(B: Array, weights: Array, phases: Array) -> None:
+    """In place of B (n, m): weights (n,) times cos(B + phases), phases (m,); asynchronous as ``values``."""
+    _launch(programs.waves(B.shape[1]), B, weights, phases)
+
+
+def _launch(program: programs.Program, B: Array, *vectors: Array) -> None:
+    plain = (namespace(B).ascontiguousarray(vector, np.float32) for vector in vectors)
+    device.launch(program, -(-B.size // programs.BLOCK_ENTRIES), (B, *plain, np.int64(B.size)))
