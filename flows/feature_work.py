@@ -133,6 +133,7 @@ class FeatureWork(Work):
             dtype=self.dtype,
             features_path=None,
             ridge=self.evaluation["ridge"],
+            checksums=self.evaluation["checksums"],
             root=self.root,
         )
 

@@ -168,6 +168,7 @@ class MatrixWork(Work):
             dtype=self.dtype,
             features_path=self._features["train"],
             ridge=self.evaluation["ridge"],
+            checksums=self.evaluation["checksums"],
             root=self.root,
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 from cluster.watchdog import explain
 from kernels.base import digest
 from pipelines import begun, features, fit, inventory, leases, pools, provenance, results
-from pipelines.errors import ChunkLost, MegagramError, NumericalError
+from pipelines.errors import ChunkLost, MegagramError, NumericalError, StoreError
 from pipelines.experiment import Experiment
 from pipelines.experiment.toml import to_toml
 from pipelines.fit import hash_array
@@ -254,18 +254,24 @@ class Work(ABC):
         return {**evaluation, "solved_by": solved_by}
 
     def _found_before(self) -> dict[str, Any] | None:
-        """The evaluation of an earlier run of the same address, its arrays linked; None where there is
-        none, or it is damaged."""
+        """The evaluation of an earlier run of the same address, its arrays linked; None where there is none, or it is
+        damaged or of a version without checksums."""
         before = self._results.latest()
         if before is None:
             return None
         try:
             evaluation = results.read(before)["evaluation"]
-            for path in before.glob("*.npy"):
-                np.load(path, mmap_mode="r", allow_pickle=False)
-                results.link(path, self._folder / path.name)
+            checksums = evaluation.get("checksums")
+            if checksums is None:
+                raise StoreError("it has no checksums of its arrays")
+            for name, checksum in checksums.items():
+                results.load_array(before, name, checksum)
+            for name in checksums:  # only when all are known to be whole
+                results.link(before / f"{name}.npy", self._folder / f"{name}.npy")
         except (OSError, ValueError, KeyError, EOFError, MegagramError) as error:
-            self.display.line(f"warning: the result of run {before.name} is not used again: {error}")
+            self.display.line(
+                f"warning: the result of run {before.name} is not used again, and the system is solved anew: {error}"
+            )
             return None
         return evaluation
 

@@ -23,7 +23,7 @@ from .pools import Pools, fit_rows
 from .recomputed import RecomputedTiles, gathered
 from .site import Site
 from .solvers.base import RIDGES, Progress, Solution, unwatched
-from .solvers.checkpoints import Checkpoints
+from .solvers.checkpoints import DAMAGED, Checkpoints
 from .solvers.choose import IN_MEMORY
 from .stores import FeatureStore, Store
 from .tilesource import TileSource
@@ -68,7 +68,8 @@ def fit(
     place: Place | None = None,
     progress: Progress = unwatched,
 ) -> dict[str, Any]:
-    """Train, choose a ridge, score the test set once; returns the evaluation (see ``evaluate.evaluate``).
+    """Train, choose a ridge, score the test set once; returns the evaluation (see ``evaluate.evaluate``), with
+    ``checksums`` of the arrays saved, by name (see ``results.load_array``).
 
     gram: the pool's matrix. cross: test set against pool, where the source has a test set of its own.
     folder: gets ``alpha.npy`` (n, t) of the final model, ``rows.npy`` (n,) its pool rows and
@@ -131,11 +132,13 @@ class Fitting:
             chosen = next(s for s in solved.solutions if s.ridge == evaluation["ridge"])
             self.final = chosen.alpha, solved.rows
         alpha, rows = self.final
-        results.save_array(self.folder, self.coefficients, alpha)
-        results.save_array(self.folder, "rows", rows)
+        saved = {self.coefficients: alpha, "rows": rows}
         if self.scores is not None:
-            results.save_array(self.folder, "test_scores", self.scores)
-        return evaluation
+            saved["test_scores"] = self.scores
+        checksums = {name: results.save_array(self.folder, name, values) for name, values in saved.items()}
+        entries = [*evaluation["path"], *filter(None, [evaluation["refit"]])]
+        damaged = [f"ridge {entry['ridge']:g}: {DAMAGED}" for entry in entries if DAMAGED in entry["notes"]]
+        return {**evaluation, "notes": [*evaluation["notes"], *damaged], "checksums": checksums}
 
     def _refit(self, ridge: float) -> evaluate.Refit:
         rows = fit_rows(self.pools.split)
@@ -241,7 +244,7 @@ class Fitting:
                 self.progress(len(ridges) - total + done, len(ridges), message)
 
             for solution in solver.solve(solver.factor(K, left), targets, passed):
-                found[solution.ridge] = solution
+                found[solution.ridge] = kept.told(solution)
                 kept.save(solution)
         return tuple(found[ridge] for ridge in ridges)
 

@@ -2,8 +2,9 @@
 
 ``model.json`` says what the numbers beside it mean: ``rows.npy``, the pool rows it was trained on;
 ``preprocessing.npz``, what fitted steps learned; and either ``alpha.npy``, their coefficients, or ``weights.npy`` of
-the features of a map, with ``map/``, what that learned. Training samples of an expansion stay where they were
-prepared, in a feature store under the root; a model on features needs its folder alone.
+the features of a map, with ``map/``, what that learned; and checksums of what is not checked otherwise. Training
+samples of an expansion stay where they were prepared, in a feature store under the root; a model on features needs its
+folder alone.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from .files import disk_errors
 from .model import MAP, Expansion, LinearModel, Model
 from .pools import Pools
 from .preprocessing import Preprocessing
+from .results import load_array
 from .stores import FeatureStore
 
-EXPANSION, LINEAR = 1, 2
-"""Formats: which sort of model a document describes."""
+EXPANSION, LINEAR = 3, 4
+"""Formats: which sort of model a document describes. 1 and 2 had no checksums of rows and coefficients."""
 DOCUMENT = "model.json"
 STATE = "preprocessing.npz"
 
@@ -43,13 +45,14 @@ def save(
     dtype: str,
     features_path: Path | None,
     ridge: float,
+    checksums: Mapping[str, int],
     root: Path,
 ) -> None:
     """Write ``model.json`` and what the model needs beside the ``rows.npy`` and ``alpha.npy`` of ``folder``, or
     ``weights.npy`` where ``kernel`` is a feature map.
 
     kernel: the experiment's own, of one output; a feature map with what it learned. dtype: of its tiles or features.
-    features_path: the pool's feature store, which a model on features does not need.
+    features_path: the pool's feature store, which a model on features does not need. checksums: of the evaluation.
 
     Raises:
         DiskFull: no space is left.
@@ -61,6 +64,7 @@ def save(
         "task": pools.task,
         "labels": None if labels is None else [_own(label, pools.dataset.label_type) for label in labels],
         "ridge": ridge,
+        "checksums": dict(checksums),
         "kernel": {"description": kernel.describe(), "fingerprint": kernel.fingerprint},
         "dtype": dtype,
         "samples": {"shape": list(pools.raw_shape), "dtype": pools.train.X.dtype.str},
@@ -117,7 +121,7 @@ def _model(folder: Path, document: Mapping[str, Any]) -> Model:
     if preprocessing.fitted:
         with np.load(folder / STATE, allow_pickle=False) as archive:
             state = {name: archive[name] for name in archive.files}
-    labels = document["labels"]
+    labels, checksums = document["labels"], document["checksums"]
     common: dict[str, Any] = {
         "folder": folder,
         "source": str(document["source"]),
@@ -132,11 +136,11 @@ def _model(folder: Path, document: Mapping[str, Any]) -> Model:
         "preprocessing": preprocessing,
         "scale": scale,
         "state": state,
-        "rows": np.load(folder / "rows.npy", allow_pickle=False),
+        "rows": load_array(folder, "rows", checksums["rows"]),
     }
     model: Model
     if document["format"] == LINEAR:
-        model = LinearModel(**common, weights=np.load(folder / "weights.npy", allow_pickle=False))
+        model = LinearModel(**common, weights=load_array(folder, "weights", checksums["weights"]))
     else:
         address = str(document["features"]["address"])
         if Path(address).name != address or address in ("", ".", ".."):
@@ -145,7 +149,7 @@ def _model(folder: Path, document: Mapping[str, Any]) -> Model:
             **common,
             features=address,
             axis=dict(document["features"]["axis"]),
-            alpha=np.load(folder / "alpha.npy", allow_pickle=False),
+            alpha=load_array(folder, "alpha", checksums["alpha"]),
         )
     _check_numbers(model)
     return model

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import leases
 from .errors import RootError, StoreError
-from .files import disk_errors, sync
+from .files import disk_errors, replacing, sync
 from .tiles import as_ranges
 
 
@@ -108,13 +108,40 @@ def newest(root: Path, name: str, table: Mapping[str, Any]) -> tuple[Path, dict[
     raise StoreError(f"{root} holds no result of {name} as it is now; run it first")
 
 
-def save_array(folder: Path, name: str, values: np.ndarray) -> None:
-    """Save ``folder/name.npy``, plain NumPy."""
+def save_array(folder: Path, name: str, values: np.ndarray) -> int:
+    """Save ``folder/name.npy``, plain NumPy; returns its crc32c, for ``load_array``.
+
+    A file of that name is replaced, never written into: it may be a result's under a second name (see ``link``).
+
+    Raises:
+        DiskFull: no space is left.
+    """
     # By way of memory: NumPy's own writing to a file does not say that a disk is full, only that it failed.
     encoded = io.BytesIO()
     np.save(encoded, values, allow_pickle=False)
-    with disk_errors(folder):
-        (folder / f"{name}.npy").write_bytes(encoded.getbuffer())
+    content = encoded.getvalue()
+    with replacing(folder / f"{name}.npy") as temporary:
+        temporary.write_bytes(content)
+    return _checksum(content)
+
+
+def load_array(folder: Path, name: str, checksum: int) -> np.ndarray:
+    """What ``save_array`` saved and returned ``checksum`` for.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    content = (folder / f"{name}.npy").read_bytes()
+    if _checksum(content) != checksum:
+        raise ValueError(f"{name}.npy is damaged: stored and computed checksum do not match")
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _checksum(content: bytes) -> int:
+    import google_crc32c
+
+    return google_crc32c.value(content)
 
 
 def link(source: Path, target: Path) -> None:

@@ -35,7 +35,7 @@ def fit(
     place: Place | None = None,
     progress: Progress = unwatched,
 ) -> dict[str, Any]:
-    """Train, choose a ridge, score the test set once; returns the evaluation (see ``evaluate.evaluate``).
+    """Train, choose a ridge, score the test set once; returns the evaluation as ``pipelines.fit.fit``.
 
     features: of the pool. cross: of the test set, where the source has a test set of its own. folder: gets
     ``weights.npy`` (width, t) of the final model, ``rows.npy`` (n,) the pool rows that it was trained on, and

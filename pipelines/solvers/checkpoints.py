@@ -7,18 +7,19 @@ import os
 import shutil
 import uuid
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from ..files import disk_errors, sync
-from ..results import save_array
+from ..results import load_array, save_array
 from .base import Solution, Status
 
 ARRAYS = ("alpha", "loo", "fitted")
 
 EARLIER = "solved by an earlier start, whose time and memory these are"
+
+DAMAGED = "what an earlier start kept of this ridge was damaged, and the ridge is solved again"
 
 
 class Checkpoints:
@@ -26,6 +27,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self._damaged: set[float] = set()
 
     def load(self, ridge: float) -> Solution | None:
         """The solution that was kept for a ridge; None where there is none, or it is damaged."""
@@ -34,16 +36,22 @@ class Checkpoints:
         folder = self._path(ridge)
         try:
             facts = json.loads((folder / "solution.json").read_text())
-            arrays = {
-                name: np.load(folder / f"{name}.npy", allow_pickle=False)
-                for name in ARRAYS
-                if facts.pop(f"has_{name}")
+            arrays: dict[str, Any] = {
+                name: load_array(folder, name, checksum) for name, checksum in facts.pop("checksums").items()
             }
             facts |= {"status": Status(facts["status"]), "notes": (*facts["notes"], EARLIER)}
             return Solution(**facts, **arrays)
         except (OSError, ValueError, KeyError, TypeError, EOFError):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                self._damaged.add(ridge)
+                shutil.rmtree(folder, ignore_errors=True)
             return None
+
+    def told(self, solution: Solution) -> Solution:
+        """A solution, with a note where ``load`` found damage in what was kept of its ridge."""
+        if solution.ridge not in self._damaged:
+            return solution
+        return replace(solution, notes=(*solution.notes, DAMAGED))
 
     def drop(self, ridge: float) -> None:
         """Forget the solution of a ridge, which is to be solved further."""
@@ -61,13 +69,10 @@ class Checkpoints:
         folder = self._path(solution.ridge)
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         facts = {f.name: getattr(solution, f.name) for f in fields(Solution) if f.name not in ARRAYS}
+        arrays = {name: values for name in ARRAYS if (values := getattr(solution, name)) is not None}
         with disk_errors(self._folder):
             temporary.mkdir(parents=True)
-            for name in ARRAYS:
-                values = getattr(solution, name)
-                facts[f"has_{name}"] = values is not None
-                if values is not None:
-                    save_array(temporary, name, values)
+            facts["checksums"] = {name: save_array(temporary, name, arrays[name]) for name in arrays}
             (temporary / "solution.json").write_text(json.dumps(facts))
             for path in (*temporary.iterdir(), temporary):
                 sync(path)

@@ -119,8 +119,9 @@ class Iterative:
         found = _solved_before(systems, state, stored is not None, kept, ridges, self.max_iterations)
 
         def ended(group: int) -> None:
-            found[group] = finish(state, group)
-            kept.save(found[group])
+            solution = finish(state, group)
+            kept.save(solution)
+            found[group] = kept.told(solution)
 
         def keep() -> None:
             if path is not None:

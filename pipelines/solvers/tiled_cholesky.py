@@ -112,6 +112,7 @@ class TiledCholesky(DirectSolver):
                     worked = True
                     solution = self._solve_one(state, k, targets, progress)
                     kept.save(solution)
+                    solution = kept.told(solution)
                 self._remove_factors(state)
                 found[k] = solution
             if worked:

@@ -61,6 +61,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         dtype="float32",
         features_path=store,
         ridge=outcome.results[0]["evaluation"]["ridge"],
+        checksums=outcome.results[0]["evaluation"]["checksums"],
         root=folder / "root",
     )
     return folder, result

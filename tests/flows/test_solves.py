@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,58 @@ def test_another_seed_is_another_result(tmp_path: Path) -> None:
     assert centres[0] != centres[1]
     assert centres[0] == centres[2]
     assert runs[0] == runs[2] != runs[1]
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["alpha", "rows", "test_scores"])
+def test_a_damaged_result_is_not_taken_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Protects the next run from a flipped bit of an earlier one, and the earlier one's whole files from the next: its
+    system is solved anew, a warning says why, and later runs rest on the mended result."""
+    path = tmp_path / "small.toml"
+    path.write_text(TOML.replace("validation", "test = [300, 400]\nvalidation"))
+
+    def ran() -> Path:
+        with Terminal() as display:
+            outcome = run_study(experiment.load(path), tmp_path / "root", "serial", display)
+        return Path(outcome.results[0]["folder"])
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.glob("*.npy")}
+
+    first = ran()
+    whole = contents(first)
+    assert set(whole) == {"alpha.npy", "rows.npy", "test_scores.npy"}
+    flip_a_bit(first / f"{name}.npy")
+    damaged = contents(first)
+    capsys.readouterr()
+    second = ran()
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert (
+        f"the result of run {first.name} is not used again, and the system is solved anew: {name}.npy" in said
+    )
+    assert contents(second) == whole
+    assert contents(first) == damaged, "it was written into"
+    assert not any((first / one).samefile(second / one) for one in whole)
+    third = ran()
+    assert all((second / one).samefile(third / one) for one in whole)
+
+
+def test_a_result_without_checksums_is_not_taken_over(tmp_path: Path) -> None:
+    """Protects from arrays that nothing tells to be whole: those of results that were written without checksums."""
+    first = run(tmp_path, 1000)
+    (folder,) = (path.parent for path in (tmp_path / "root").glob("results/*/2*/result.json"))
+    document = json.loads((folder / "result.json").read_text())
+    del document["evaluation"]["checksums"]
+    (folder / "result.json").write_text(json.dumps(document))
+    again = run(tmp_path, 1000)
+    assert [entry["seconds"] for entry in again] != [entry["seconds"] for entry in first]
 
 
 def test_an_unsolved_system_is_named_where_scores_are(tmp_path: Path) -> None:

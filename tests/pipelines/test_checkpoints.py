@@ -11,7 +11,7 @@ import pytest
 from pipelines import leases, tasks
 from pipelines.site import Site
 from pipelines.solvers.base import Solution, Status
-from pipelines.solvers.checkpoints import EARLIER, Checkpoints
+from pipelines.solvers.checkpoints import DAMAGED, EARLIER, Checkpoints
 
 SOLUTION = Solution(
     alpha=np.random.default_rng(0).standard_normal((7, 3)),
@@ -57,6 +57,23 @@ def test_a_damaged_checkpoint_is_none(name: str, tmp_path: Path) -> None:
     assert kept.load(1e-7) is None
     kept.save(SOLUTION)
     assert kept.load(1e-7) is not None
+
+
+@pytest.mark.parametrize("name", ["alpha", "loo"])
+def test_a_flipped_bit_is_damage_and_the_ridge_is_told_of(name: str, tmp_path: Path) -> None:
+    """Protects the numbers from a bit that leaves a readable file: the ridge is solved again, and a note says why."""
+    saved = replace(SOLUTION, loo=np.ones((7, 3)))
+    kept = Checkpoints(tmp_path)
+    kept.save(saved)
+    path = tmp_path / "ridge-1e-07" / f"{name}.npy"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    assert kept.load(1e-7) is None
+    assert not path.exists()
+    assert kept.load(1e-8) is None
+    assert kept.told(saved).notes == ("one", "two", DAMAGED)
+    assert kept.told(replace(saved, ridge=1e-8)).notes == ("one", "two"), "nothing was kept of it"
 
 
 def test_without_a_folder_nothing_is_kept() -> None:

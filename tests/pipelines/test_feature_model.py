@@ -55,14 +55,28 @@ def save(
     A = phi[rows].T @ phi[rows] + len(rows) * RIDGE * np.eye(phi.shape[1])
     weights = np.linalg.solve(A, phi[rows].T @ targets[rows])
     folder.mkdir(parents=True)
-    results.save_array(folder, "weights", weights)
-    results.save_array(folder, "rows", rows)
+    arrays = {"weights": weights, "rows": rows}
     modelfiles.save(
-        folder, pools=resolved, kernel=learned, dtype=dtype, features_path=None, ridge=RIDGE, root=root
+        folder,
+        pools=resolved,
+        kernel=learned,
+        dtype=dtype,
+        features_path=None,
+        ridge=RIDGE,
+        checksums={name: results.save_array(folder, name, values) for name, values in arrays.items()},
+        root=root,
     )
     if not keep_root:
         shutil.rmtree(root)
     return Saved(folder, resolved.train.X, phi @ weights)
+
+
+def put(folder: Path, weights: np.ndarray) -> None:
+    """Give a model other weights, and their checksum."""
+    path = folder / modelfiles.DOCUMENT
+    document = json.loads(path.read_text())
+    document["checksums"]["weights"] = results.save_array(folder, "weights", weights)
+    path.write_text(json.dumps(document))
 
 
 @contextmanager
@@ -194,9 +208,10 @@ def test_digits_are_told_apart(root: Path, tmp_path: Path) -> None:
         (lambda folder: shutil.rmtree(folder / "map"), "kernel is damaged .* missing"),
         (lambda folder: (folder / "weights.npy").unlink(), r"model is damaged .* No such file"),
         (lambda folder: (folder / "rows.npy").write_bytes(b"x"), "model is damaged"),
-        (lambda folder: np.save(folder / "weights.npy", np.ones((13, 3))), "13 weights for 12 features"),
-        (lambda folder: np.save(folder / "weights.npy", np.ones((12, 2))), "2 columns of coefficients"),
-        (lambda folder: np.save(folder / "weights.npy", np.full((12, 3), np.nan)), "do not fit"),
+        (lambda folder: np.save(folder / "weights.npy", np.ones((12, 3))), r"weights\.npy is damaged"),
+        (lambda folder: put(folder, np.ones((13, 3))), "13 weights for 12 features"),
+        (lambda folder: put(folder, np.ones((12, 2))), "2 columns of coefficients"),
+        (lambda folder: put(folder, np.full((12, 3), np.nan)), "do not fit"),
     ],
 )
 def test_a_damaged_model_is_refused(saved: Saved, spoil: Any, said: str) -> None:

@@ -12,7 +12,7 @@ import small
 from pipelines import fit, inventory, leases, results, tasks
 from pipelines.recomputed import RecomputedTiles
 from pipelines.site import Site
-from pipelines.solvers.checkpoints import EARLIER
+from pipelines.solvers.checkpoints import DAMAGED, EARLIER
 from pipelines.solvers.cholesky import Cholesky
 from pipelines.solvers.tiled_cholesky import TiledCholesky
 from pipelines.stores import FactorStore
@@ -167,6 +167,26 @@ def test_ridges_solved_in_memory_are_not_solved_again(
     for name in ("alpha", "test_scores"):
         first, second = (np.load(tmp_path / w / f"{name}.npy") for w in ("whole", "again"))
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.usefixtures("side_of_16")
+@pytest.mark.parametrize("method", ["cholesky", "tiled-cholesky", "conjugate-gradient"])
+def test_a_damaged_ridge_is_solved_again_with_a_warning(
+    samples: small.Samples, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Protects from a flipped bit in what an interrupted run kept: the same bits again, and the evaluation tells it."""
+    monkeypatch.setattr(fit, "SMALL", 10)
+    solve = {"method": method, "select": "validation"}
+    whole, *_ = fitted(samples, root, tmp_path / "whole", method, **solve)
+    (path,) = root.glob("solves/**/ridge-0.01/alpha.npy")
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    found, *_ = fitted(samples, root, tmp_path / "again", method, **solve)
+    assert found["notes"] == [*whole["notes"], f"ridge 0.01: {DAMAGED}"]
+    assert [DAMAGED in entry["notes"] for entry in found["path"]] == [False, True, False]
+    for key in ("ridge", "validation", "test", "checksums"):
+        assert found[key] == whole[key]
 
 
 def test_a_solve_has_an_address_of_all_that_it_depends_on(

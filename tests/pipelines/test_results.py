@@ -150,6 +150,16 @@ def test_a_full_disk_is_said_so(store: ResultStore, monkeypatch: pytest.MonkeyPa
         results.save_array(folder, "alpha", np.ones(3))
 
 
+def test_an_array_is_replaced_and_not_written_into(tmp_path: Path) -> None:
+    """Protects an earlier result, whose file a later run has under a second name."""
+    (tmp_path / "later").mkdir()
+    checksum = results.save_array(tmp_path, "alpha", np.ones(3))
+    results.link(tmp_path / "alpha.npy", tmp_path / "later" / "alpha.npy")
+    results.save_array(tmp_path / "later", "alpha", np.zeros(3))
+    np.testing.assert_array_equal(results.load_array(tmp_path, "alpha", checksum), np.ones(3))
+    assert [path.name for path in (tmp_path / "later").iterdir()] == ["alpha.npy"]
+
+
 def test_a_journal_tells_what_a_run_does(root: Path) -> None:
     """Protects ``status``: stages, progress and stores can be read at any moment, newest run first."""
     first = Journal(root, "name", "r1")
