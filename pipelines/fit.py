@@ -22,7 +22,7 @@ from .explicit.featuresource import StoredFeatures, StreamedFeatures
 from .pools import Pools, fit_rows
 from .recomputed import RecomputedTiles, gathered
 from .site import Site
-from .solvers.base import RIDGES, Progress, Solution, unwatched
+from .solvers.base import RIDGES, Keeping, Progress, Solution, unwatched
 from .solvers.checkpoints import DAMAGED, Checkpoints
 from .solvers.choose import IN_MEMORY
 from .stores import FeatureStore, Store
@@ -213,12 +213,17 @@ class Fitting:
         return Solved(solutions, state.centres if choice.method == "nystrom" else rows)
 
     def enter_site(
-        self, solver: object, rows: np.ndarray, targets: np.ndarray, ridges: tuple[float, ...]
+        self, solver: Keeping, rows: np.ndarray, targets: np.ndarray, ridges: tuple[float, ...]
     ) -> Site | None:
-        """Where a solve works, at an address of all that its solutions depend on; None where there is no place."""
+        """Where a solve works, at an address of all that a ridge's solution depends on; None without a place.
+
+        What was solved is found by a later start with an edited list of ridges as well.
+        """
         if self.place is None:
             return None
-        what = {"solver": repr(solver), "ridges": ridges, "revision": self.revision}
+        what = {"solver": repr(solver), "revision": self.revision}
+        if solver.together:
+            what["ridges"] = repr(ridges)
         folder = self.place.root / SOLVES / solve_address(self.source, rows, targets, what)
         self.place.use(folder)
         site = self.sites.enter_context(

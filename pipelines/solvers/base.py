@@ -78,7 +78,19 @@ def unwatched(done: int, total: int, message: str) -> None:
 State = TypeVar("State")
 
 
-class Solver(Protocol[State]):
+class Keeping(Protocol):
+    """A solver that may keep something for its next start."""
+
+    @property
+    def together(self) -> bool:
+        """Whether what is kept of a ridge has other bits beside other ridges, and its place alone tells.
+
+        Then a solve with another list of ridges keeps what it has in another place.
+        """
+        ...
+
+
+class Solver(Keeping, Protocol[State]):
     """Cholesky, eigendecomposition, and whatever else solves for a whole path of ridges."""
 
     def factor(self, K: GramOperator, ridges: Sequence[float]) -> State:
@@ -113,6 +125,12 @@ class DirectSolver:
             raise ExperimentError(f"solve.dtype must be {' or '.join(self.dtypes)}, not {self.dtype!r}")
         if not (np.isfinite(self.jitter) and self.jitter >= 0):
             raise ExperimentError(f"solve.jitter must be finite and not negative, got {self.jitter}")
+
+    @property
+    def together(self) -> bool:
+        """As of ``Keeping``: each ridge has a factor of its own, but mixed precision goes on in float64 from
+        the first ridge of the list at which float32 fails."""
+        return self.dtype == "mixed"
 
     def shifts(self, ridges: Sequence[float], diagonal: np.ndarray) -> tuple[tuple[float, ...], float]:
         """What each ridge adds to K's (n,) diagonal in all, and the part of it that is jitter."""

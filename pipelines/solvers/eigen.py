@@ -73,6 +73,11 @@ class Eigen(DirectSolver):
                 'solve.method = "eigen" works in float64 alone; set solve.dtype = "float64" or use cholesky'
             )
 
+    @property
+    def together(self) -> bool:
+        """As of ``Keeping``: products serve all ridges at once, and their last digits depend on how many."""
+        return True
+
     def factor(self, K: GramOperator, ridges: Sequence[float]) -> EigenState:
         """Decompose the matrix.
 

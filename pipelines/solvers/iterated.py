@@ -54,6 +54,12 @@ class Iterative:
         if not (np.isfinite(self.jitter) and self.jitter >= 0):
             raise ExperimentError(f"solve.jitter must be finite and not negative, got {self.jitter}")
 
+    @property
+    def together(self) -> bool:
+        """As of ``Keeping``: ridges share products and a preconditioner, so that bits do depend on the others;
+        but what is kept of an iteration, its solved ridges too, lies under a digest of the whole list."""
+        return False
+
     def begin(
         self, K: Symmetric, ridges: Sequence[float]
     ) -> tuple[tuple[float, ...], np.ndarray, tuple[float, ...], float]:

@@ -29,6 +29,7 @@ from ..tilesource import index_set
 from .base import (
     RIDGES,
     DirectSolver,
+    Keeping,
     Progress,
     Solution,
     Status,
@@ -104,7 +105,7 @@ class FeatureOperator:
         return told
 
 
-class PrimalSolver(Protocol):
+class PrimalSolver(Keeping, Protocol):
     """A way to solve on features."""
 
     def solve(

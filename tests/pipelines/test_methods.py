@@ -192,14 +192,13 @@ def test_a_damaged_ridge_is_solved_again_with_a_warning(
 def test_a_solve_has_an_address_of_all_that_it_depends_on(
     samples: small.Samples, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Protects from another solve's coefficients: targets, ridges, options and matrix name the folder; the way
-    a ridge is chosen does not."""
+    """Protects from another solve's coefficients: targets, options and matrix name the folder; the way a ridge is
+    chosen does not."""
     monkeypatch.setattr(fit, "SMALL", 10)
     one = {"method": "conjugate-gradient", "ridges": [1e-2]}
     seen = [fitted(samples, root, tmp_path / "a", "conjugate-gradient", **one)[2]]
     same = fitted(samples, root, tmp_path / "b", "conjugate-gradient", **one, select="gcv")[2]
     assert same == seen[0]
-    seen.append(fitted(samples, root, tmp_path / "c", "conjugate-gradient", **{**one, "ridges": [1e-3]})[2])
     seen.append(fitted(samples, root, tmp_path / "d", "conjugate-gradient", **one, jitter=1e-6)[2])
     seen.append(fitted(samples, root, tmp_path / "e", "conjugate-gradient", "recomputed", **one)[2])
     seen.append(fitted(samples, root, tmp_path / "f", "cholesky", ridges=[1e-2])[2])
@@ -207,6 +206,64 @@ def test_a_solve_has_an_address_of_all_that_it_depends_on(
     np.save(samples.folder / "y.npy", (y + 1) % 3)
     seen.append(fitted(samples, root, tmp_path / "g", "conjugate-gradient", **one)[2])
     assert len({path for (path,) in seen}) == len(seen)
+
+
+@pytest.mark.usefixtures("side_of_16")
+@pytest.mark.parametrize("method", ["cholesky", "tiled-cholesky"])
+def test_an_edited_list_of_ridges_takes_those_that_were_solved(
+    samples: small.Samples, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Protects hours of factors from an edit of ``solve.ridges``: what is left is solved, to a clean run's bits."""
+    monkeypatch.setattr(fit, "SMALL", 10)
+    by, name = (Cholesky, "solve_one") if method == "cholesky" else (TiledCholesky, "_solve_one")
+    solve_one = getattr(by, name)
+    ridges: list[float] = []
+
+    def counted(self: Any, *given: Any) -> Any:
+        solution = solve_one(self, *given)
+        ridges.append(solution.ridge)
+        return solution
+
+    monkeypatch.setattr(by, name, counted)
+    edited = {"method": method, "ridges": [1e-4, 1e-2]}
+    clean, *_ = fitted(samples, tmp_path / "other", tmp_path / "clean", method, **edited)
+    fitted(samples, root, tmp_path / "before", method, method=method, ridges=[1e-2, 1e-3])
+    ridges.clear()
+    found, *_ = fitted(samples, root, tmp_path / "after", method, **edited)
+    assert ridges == [1e-4]
+    assert [EARLIER in entry["notes"] for entry in found["path"]] == [True, False]
+    for entry in (*clean["path"], *found["path"]):
+        entry["notes"] = [note for note in entry["notes"] if note != EARLIER]
+        entry["seconds"] = entry["peak_bytes"] = None
+    assert found == clean
+
+
+@pytest.mark.usefixtures("side_of_16")
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        ("eigen", "float64"),
+        ("cholesky", "mixed"),
+        ("tiled-cholesky", "mixed"),
+        ("conjugate-gradient", "float64"),
+    ],
+)
+def test_ridges_that_others_change_the_bits_of_are_kept_by_list(
+    samples: small.Samples,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    dtype: str,
+) -> None:
+    """Protects "same file, same bits": of such methods nothing that another list left is taken."""
+    monkeypatch.setattr(fit, "SMALL", 10)
+    solve = {"method": method, "dtype": dtype}
+    fitted(samples, root, tmp_path / "before", method, **solve, ridges=[1e-2, 1e-3])
+    again, *_ = fitted(samples, root, tmp_path / "same", method, **solve, ridges=[1e-2, 1e-3])
+    assert all(EARLIER in entry["notes"] for entry in again["path"])
+    found, *_ = fitted(samples, root, tmp_path / "after", method, **solve, ridges=[1e-2, 1e-4])
+    assert not any(EARLIER in entry["notes"] for entry in found["path"])
 
 
 @pytest.mark.usefixtures("side_of_16")
