@@ -21,7 +21,7 @@ from .plan_base import Assumed, PlanBase, disk_free, largest_solve, rows_held
 from .pools import Pools, fit_rows, kernel_shape
 from .products import square_side
 from .spectrum import Spectrum, sampled
-from .speed import Ask, Speed, calibrate, here, path_of, read_rate, sample
+from .speed import PRODUCT, Ask, Speed, calibrate, entry_operations, here, path_of, read_rate, sample
 from .stores import FeatureStore, existing
 
 
@@ -131,7 +131,7 @@ def make(
         path, remark = "assumed machines", f"rates of profile {assumed.name}, none of them measured"
         speed = assumed.speed(kernel, shape, dtype)
         driver_bytes, free = assumed.driver_bytes, assumed.disk_free
-    problem = _problem(experiment, pools, matrices, speed)
+    problem = _problem(experiment, pools, matrices, entry_operations(kernel, shape, dtype))
     # What prepared blocks take is taken in any case.
     means = solvers.Means(
         workers, driver_bytes, worker_bytes, max(free - samples, 0), speed, square_side(on_devices)
@@ -167,7 +167,7 @@ def make(
 
 
 def _problem(
-    experiment: Experiment, pools: Pools, matrices: tuple[MatrixPlan, ...], speed: Speed
+    experiment: Experiment, pools: Pools, matrices: tuple[MatrixPlan, ...], operations: float
 ) -> solvers.Problem:
     solve = experiment.solve
     n = len(fit_rows(pools.split)) if solve.refit else len(pools.split.train)
@@ -183,17 +183,18 @@ def _problem(
         predicted=rows_held(pools) * n,
         recomputable=not experiment.uses_precomputed,
         centres=solve.centres or 0,
-        spectrum=_spectrum(experiment, pools, n, speed),
+        entry_operations=operations,
+        spectrum=_spectrum(experiment, pools, n, operations),
     )
 
 
-def _spectrum(experiment: Experiment, pools: Pools, n: int, speed: Speed) -> Spectrum | None:
+def _spectrum(experiment: Experiment, pools: Pools, n: int, operations: float) -> Spectrum | None:
     """What is guessed of the eigenvalues, where a choice or an estimate rests on them."""
     if experiment.uses_precomputed or experiment.solve.method not in ("auto", "conjugate-gradient"):
         return None
     if experiment.solve.method == "auto" and n <= SMALL:
         return None
-    return sampled(pools, experiment.kernel_object, experiment.gram.dtype, speed.entries)
+    return sampled(pools, experiment.kernel_object, experiment.gram.dtype, PRODUCT / operations)
 
 
 def _cost_of_tiles(

@@ -70,7 +70,7 @@ class Spectrum:
 def sampled(pools: Pools, kernel: Kernel, dtype: str, entries: float) -> Spectrum | None:
     """The spectrum over a few training samples; None where they, or their preprocessing, would take too long.
 
-    entries: of the matrix per second.
+    entries: of the matrix per second; not as timed, since the preconditioner rests on what is found here.
     """
     rows = pools.split.train
     m = min(SAMPLES, len(rows), math.isqrt(int(SECONDS * entries)))

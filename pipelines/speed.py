@@ -38,6 +38,9 @@ LARGEST_TRIED = 2**30
 MAP_EFFICIENCY = 0.7
 """Of the rate of a product, what the products of a feature map are thought to reach before it can be timed."""
 
+PRODUCT = 1 / RATES[8].product
+"""Operations per second of a float64 product on one core of the machine of the benchmarks."""
+
 T = TypeVar("T")
 
 
@@ -148,6 +151,18 @@ def features_per_second(
         while (taken := _feature_seconds(feature_map, shape, dtype, size)) < seconds / 4 and size < largest:
             size = min(size * 2, largest)
     return size * feature_map.width(shape) / taken
+
+
+def entry_operations(kernel: Kernel, shape: tuple[int, ...], dtype: str) -> float:
+    """How many float64 operations of a product take as long as an entry of the matrix.
+
+    By what the kernel says that it costs, at the rates of the machine of the benchmarks: the same number on any
+    machine, busy or not, for what must not depend on times.
+    """
+    side, itemsize = kernel.tile_side(dtype), np.dtype(dtype).itemsize
+    cost, rates = kernel.cost(side, side, shape, itemsize), RATES[itemsize]
+    seconds = cost.operations * rates.product + cost.transcendentals * rates.transcendental
+    return max(seconds / side**2 * PRODUCT, 1.0)
 
 
 def entries_per_second(kernel: Kernel, shape: tuple[int, ...], dtype: str, seconds: float) -> float:

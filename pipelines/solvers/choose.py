@@ -20,6 +20,9 @@ UNCERTAIN = 3.0
 
 IN_MEMORY = ("cholesky", "eigen")
 
+PRECONDITIONING = ("rank_bytes", "memory_bound", "pass_columns", "floor")
+"""What conjugate gradients take from their estimate."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -89,7 +92,7 @@ def build(solve: Solve, choice: Choice, *, seed: int, loo: bool) -> Solver[Any]:
         from .conjugate_gradient import ConjugateGradient
 
         estimate = choice.estimate
-        preconditioning = {key: getattr(estimate, key) for key in ("rank_bytes", "pass_columns", "floor")}
+        preconditioning = {key: getattr(estimate, key) for key in PRECONDITIONING}
         return ConjugateGradient(**preconditioning, **iteration)
     if method == "nystrom":
         from .nystrom import Nystrom

@@ -24,6 +24,7 @@ from .costs import (
     Means,
     Problem,
     obstacle_of,
+    read_columns,
     solve_bytes,
 )
 from .iterated import PROBES
@@ -82,6 +83,7 @@ def build_primal(solve: Solve, choice: Choice, *, seed: int, loo: bool) -> Prima
     }
     return PrimalGradients(
         rank_bytes=choice.estimate.rank_bytes,
+        memory_bound=choice.estimate.memory_bound,
         pass_columns=choice.estimate.pass_columns,
         jitter=solve.jitter,
         absolute=solve.absolute,
@@ -155,8 +157,12 @@ def _gradients(problem: Problem, width: int, means: Means) -> Estimate:
     found = _whole(
         "conjugate-gradient", problem, width, means, passes, operations / together, driver, worker, disk
     )
-    pass_columns = together * problem.itemsize / (4 * means.speed.read)
-    return replace(found, rank_bytes=rank_bytes, pass_columns=pass_columns)
+    return replace(
+        found,
+        rank_bytes=rank_bytes,
+        memory_bound=rank < min(RANK, (width + 1) // 2),
+        pass_columns=read_columns(problem.itemsize),
+    )
 
 
 def _whole(

@@ -22,7 +22,16 @@ from .base import (
 )
 from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
 from .iterations import State, Systems
-from .preconditioner import SKETCH_COST, Preconditioner, load, randomised_nystrom, rank_within, save
+from .preconditioner import (
+    EXPECTED,
+    MEMORY,
+    SKETCH_COST,
+    Preconditioner,
+    load,
+    randomised_nystrom,
+    rank_within,
+    save,
+)
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,14 @@ class ConjugateGradient(Iterative):
     """Conjugate gradients on (K + n*lambda*I) alpha = Y, one product with K an iteration for the whole path.
 
     Every ridge and target is a system with step lengths of its own, which drops out when it has converged.
-    rank_bytes: memory that making the preconditioner may take. pass_columns: what a pass over the matrix costs beside
-    its columns, to read it or to compute it, in columns of a float64 product. floor: a guess at the smallest eigenvalue
-    of K. None of the three names a solve, and a preconditioner that was kept is used whatever they say now.
+    rank_bytes: memory that making the preconditioner may take; memory_bound: whether it were more if there were more.
+    pass_columns: what a pass over the matrix costs beside its columns, to read it or to compute it, in columns of a
+    float64 product. floor: a guess at the smallest eigenvalue of K. None of the four names a solve, and a
+    preconditioner that was kept is used whatever they say now.
     """
 
     rank_bytes: int = field(default=2**30, repr=False)
+    memory_bound: bool = field(default=True, repr=False)
     pass_columns: float = field(default=0.0, repr=False)
     floor: float = field(default=0.0, repr=False)
 
@@ -67,7 +78,14 @@ class ConjugateGradient(Iterative):
         made = load(path, K.n) if path is not None else None
         if made is None:
             made = randomised_nystrom(
-                K, added, self.rank_bytes, self.seed, self.tolerance, self.pass_columns, self.floor
+                K,
+                added,
+                self.rank_bytes,
+                self.seed,
+                self.tolerance,
+                self.pass_columns,
+                self.floor,
+                full=MEMORY if self.memory_bound else EXPECTED,
             )
             if path is not None:
                 save(path, made)
@@ -101,6 +119,8 @@ class ConjugateGradient(Iterative):
         )
         inputs = self.inputs(state.inputs, targets)
         folder = state.folder / f"iterations-{inputs}" if state.folder is not None else None
+        advice = "give the driver more memory for its preconditioner"
+        helps = advice if state.preconditioner.reason == MEMORY else ""
 
         def finish(iteration: State, group: int) -> Solution:
             rows = slice(group * len(right), group * len(right) + t)
@@ -121,7 +141,7 @@ class ConjugateGradient(Iterative):
                 notes=(
                     *jitter_notes(state.jitter),
                     state.preconditioner.note(shift),
-                    *self.why_not(iteration, group, "give the driver more memory for its preconditioner"),
+                    *self.why_not(iteration, group, helps),
                 ),
             )
 

@@ -16,12 +16,12 @@ from .. import normal
 from ..memory import WORKER_BASE_BYTES
 from ..products import SQUARE, outstanding
 from ..spectrum import Spectrum
-from ..speed import Speed
+from ..speed import CACHED_READ, PRODUCT, Speed
 from ..wording import bytes_text
 from . import conjugate_gradient, tiled_cholesky
 from . import nystrom as falkon
 from .iterated import PROBES
-from .preconditioner import iterations, preconditioner_bytes, rank_within
+from .preconditioner import Price, iterations, preconditioner_bytes, rank_within
 from .sketch import SKETCH_COLUMNS
 from .tiled_cholesky import TiledCholesky
 
@@ -60,7 +60,7 @@ class Problem:
     missing_bytes: of the tiles to be computed and stored first, where they are stored. predicted: entries of the
     blocks for validation and test samples. recomputable: whether tiles can be computed more than once. centres:
     of Nystrom, or 0. shifts: what each ridge adds to the diagonal, without jitter. tolerance: of iterations.
-    spectrum: what is guessed of the matrix's eigenvalues.
+    entry_operations: see ``speed.entry_operations``. spectrum: what is guessed of the matrix's eigenvalues.
     """
 
     n: int
@@ -80,6 +80,7 @@ class Problem:
     max_iterations: int = 0
     shifts: tuple[float, ...] = ()
     tolerance: float = 1e-6
+    entry_operations: float = 1.0
     spectrum: Spectrum | None = None
 
 
@@ -100,9 +101,10 @@ class Means:
 class Estimate:
     """One way to solve. tiles: "stored" or "recomputed". matrix_seconds: to compute the tiles that are stored first.
     seconds: of the solve; task_seconds: of these, what the driver takes to hand out tasks. passes: over a recomputed
-    matrix. rank_bytes: for making a preconditioner; pass_columns: what a pass costs beside its columns, in columns of
-    a float64 product; floor: the smallest eigenvalue that the matrix is thought to have. obstacle: why it cannot be,
-    or nothing.
+    matrix. rank_bytes: for making a preconditioner; memory_bound: whether it is memory that keeps them from being more;
+    pass_columns: what a pass costs beside its columns, in columns of a float64 product; floor: the smallest eigenvalue
+    that the matrix is thought to have. On these four rests the preconditioner, and with it the bits of a solution: none
+    depends on what was timed. obstacle: why it cannot be, or nothing.
     """
 
     method: str
@@ -114,6 +116,7 @@ class Estimate:
     disk_bytes: int
     passes: int = 0
     rank_bytes: int = 0
+    memory_bound: bool = True
     pass_columns: float = 0.0
     floor: float = 0.0
     task_seconds: float = 0.0
@@ -193,12 +196,19 @@ def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estim
         # The solver doubles the rank while that pays, within the memory that it is given.
         ranks = [LEAST_RANK * 2**k for k in range(20)]
         within = [rank for rank in ranks if rank <= largest_rank(problem, means)] or [LEAST_RANK]
-        ways = {rank: _gradients(problem, means, tiles, rank) for rank in within}
-        best = min(ways, key=lambda rank: ways[rank].seconds)
+        best = _best_rank(problem, within)
         # The solver learns the spectrum as it goes, and may want more than was guessed.
-        room = ways[min(2 * best, within[-1])]
-        found = replace(ways[best], driver_bytes=room.driver_bytes, rank_bytes=room.rank_bytes)
-        found = replace(found, floor=floor_of(problem))
+        wanted = problem.n if best is None else 2 * best
+        most = min(wanted, within[-1])
+        room = _gradients(problem, means, tiles, most)
+        found = replace(
+            _gradients(problem, means, tiles, best or within[0]),
+            driver_bytes=room.driver_bytes,
+            disk_bytes=room.disk_bytes,
+            rank_bytes=room.rank_bytes,
+            memory_bound=most < wanted and 2 * most <= (problem.n + 1) // 2,
+            floor=floor_of(problem),
+        )
         return replace(found, obstacle=obstacle_of(found, problem, means))
     n, m = problem.n, problem.centres
     passes = min(FALKON_ITERATIONS, problem.max_iterations or FALKON_ITERATIONS) + 3
@@ -220,7 +230,7 @@ def _gradients(problem: Problem, means: Means, tiles: str, rank: int) -> Estimat
     n, speed = problem.n, means.speed
     counts = _iterations(problem, rank)
     # The first sketch is worth a pass, each further one doubles the columns, a pass takes so many at most.
-    pass_columns = _pass_columns(problem, means, tiles)
+    pass_columns = _pass_columns(problem)
     first = min(rank, max(LEAST_RANK, pass_columns))
     sketching = math.ceil(math.log2(rank / first)) + 1 + rank // SKETCH_COLUMNS
     passes = math.ceil(max(counts)) + sketching + 1
@@ -249,12 +259,36 @@ def _sums_bytes(n: int, means: Means, columns: int) -> int:
     return files * 2 * min(means.square, n) * columns * 8
 
 
-def _pass_columns(problem: Problem, means: Means, tiles: str) -> float:
-    """What a pass over the matrix costs beside its columns, in columns of a float64 product."""
-    speed = means.speed
-    if tiles == "recomputed":
-        return speed.worker / (4 * speed.entries)
-    return speed.worker * means.workers * problem.itemsize / (4 * speed.read)
+def _best_rank(problem: Problem, ranks: list[int]) -> int | None:
+    """The rank with which a solve is thought to cost least; None where nothing is known of the spectrum."""
+    spectrum = problem.spectrum
+    if spectrum is None or not problem.shifts:
+        return None
+    shifts = tuple(shift + floor_of(problem) for shift in problem.shifts)
+    price = Price(problem.n, shifts, problem.tolerance, _pass_columns(problem))
+
+    def columns(rank: int) -> float:
+        return price.solving(spectrum.eigenvalue(problem.n, rank), rank) + price.growing(
+            rank, rank, "float32"
+        )
+
+    return min(ranks, key=columns)
+
+
+def _pass_columns(problem: Problem) -> float:
+    """What a pass over the matrix costs beside its columns, in columns of a float64 product, whatever the machine.
+
+    Where either tiles may be taken it is what the cheaper cost, whichever are taken: that choice rests on times.
+    """
+    ways = {"stored": read_columns(problem.itemsize)}
+    if problem.recomputable:
+        ways["recomputed"] = problem.entry_operations / 4
+    return ways.get(problem.tiles, min(ways.values()))
+
+
+def read_columns(itemsize: int) -> float:
+    """What reading numbers of so many bytes costs, in columns of a float64 product, whatever the machine."""
+    return PRODUCT * itemsize / (4 * CACHED_READ)
 
 
 def _by_passes(

@@ -89,7 +89,8 @@ class Iterative:
         return digest(*parts, str((self.tolerance, self.seed)))
 
     def why_not(self, state: State, group: int, advice: str) -> tuple[str, ...]:
-        """Why a ridge ended above the residual asked for, if it did; advice: what else would help."""
+        """Why a ridge ended above the residual asked for, if it did; advice: what else would help,
+        or nothing."""
         if state.residual[group] <= self.tolerance:
             return ()
         reached = f"the relative residual {state.residual[group]:.1e} is above {self.tolerance:g}: "
@@ -99,10 +100,8 @@ class Iterative:
                 f"{state.curvature[group]:.2g} was met); take a larger ridge, or store the matrix in float64",
             )
         if state.iterations[group] >= self.max_iterations:
-            return (
-                f"{reached}{self.max_iterations} iterations were done; raise solve.max_iterations, {advice}, "
-                "or take a larger ridge",
-            )
+            ways = ", ".join(filter(None, ("raise solve.max_iterations", advice, "or take a larger ridge")))
+            return (f"{reached}{self.max_iterations} iterations were done; {ways}",)
         return (f"{reached}rounding lets it fall no further; take a larger ridge or solve.tolerance",)
 
     def solve_path(

@@ -40,6 +40,11 @@ ranks from n / 16 to n / 2 of 4,000 MNIST digits, where iterations were then 1.2
 SKETCH_COST = {"float32": 0.5, "float64": 1.0}
 """Price of a sketched column in columns of a float64 product."""
 
+MEMORY = "as much memory as it may have"
+EXPECTED = "the most that was expected to pay"
+HALF = "half of all columns, beyond which a factor would cost less"
+"""Why a rank is not larger that would be if it might."""
+
 SMALL_MATRICES = 6
 """(rank, rank) float64 arrays held at the peak: omega^T K omega, its factor, B^T B, and what its eigenvectors take."""
 
@@ -172,6 +177,7 @@ def randomised_nystrom(
     tolerance: float = 1e-6,
     pass_columns: float = 0.0,
     floor: float = 0.0,
+    full: str = MEMORY,
 ) -> Preconditioner:
     """Sketch K with a growing Gaussian test matrix until its rank suffices for the smallest shift.
 
@@ -180,7 +186,7 @@ def randomised_nystrom(
     (see ``Price``). All begins in float32. Where its rounding hides eigenvalues that the smallest shift does not, it
     begins anew in float64, if that pays and memory allows a larger rank so; and where values are beyond its range, in
     any case. floor: the smallest eigenvalue that K may have, which does what a shift does; zero where nothing is known
-    of it.
+    of it. full: why ``rank_bytes`` are not more, ``MEMORY`` or ``EXPECTED``.
 
     Raises:
         NumericalError: K times random columns is not finite in float64 either.
@@ -205,7 +211,7 @@ def randomised_nystrom(
             sketch = Sketch(K, precision, largest[precision], seed)
             continue
         spectrum = sketch.spectrum()
-        following, reason = _next(spectrum, before, largest, price)
+        following, reason = _next(spectrum, before, largest, price, full)
         if reason:
             values = spectrum.values.copy()
             return Preconditioner(sketch.eigenvectors(spectrum), values, precision, reason)
@@ -218,7 +224,7 @@ def randomised_nystrom(
 
 
 def _next(
-    spectrum: Spectrum, before: Spectrum | None, largest: dict[str, int], price: Price
+    spectrum: Spectrum, before: Spectrum | None, largest: dict[str, int], price: Price, full: str
 ) -> tuple[tuple[str, int], str]:
     """Precision and rank of the sketch to make next; or why this one suffices, and not nothing."""
     here, precision = (spectrum.precision, spectrum.rank), spectrum.precision
@@ -236,7 +242,7 @@ def _next(
     wider = "float64" if hidden else precision
     rank = min(-(-2 * known // PANEL) * PANEL, largest[wider])
     if rank <= known:
-        return here, "as much memory as it may have"
+        return here, HALF if known >= (price.n + 1) // 2 else full
     if before is not None and len(before.values) < known:
         # The spectrum goes on falling as it fell over the last growth.
         power = math.log(before.values[-1] / tail) / math.log(known / len(before.values))

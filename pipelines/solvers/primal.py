@@ -349,11 +349,12 @@ def _decomposed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class PrimalGradients(Iterative):
     """Conjugate gradients on the same system: one pass over the features an iteration, for all targets and ridges.
 
-    The preconditioner is a randomised Nystrom approximation of Phi^T Phi. rank_bytes, pass_columns: as of
+    The preconditioner is a randomised Nystrom approximation of Phi^T Phi. rank_bytes, memory_bound, pass_columns: as of
     ``ConjugateGradient``, whose checkpoints these are.
     """
 
     rank_bytes: int = field(default=2**30, repr=False)
+    memory_bound: bool = field(default=True, repr=False)
     pass_columns: float = field(default=0.0, repr=False)
 
     def solve(

@@ -11,6 +11,7 @@ import pytest
 from pipelines.errors import ExperimentError
 from pipelines.experiment import Solve
 from pipelines.solvers import Choice, Cholesky, Eigen, Estimate, Means, Problem, build, choose, solve_bytes
+from pipelines.solvers.choose import PRECONDITIONING
 from pipelines.solvers.conjugate_gradient import ConjugateGradient, checkpoint_bytes
 from pipelines.solvers.costs import estimates, largest_rank
 from pipelines.solvers.mixed import MixedCholesky
@@ -191,6 +192,41 @@ def test_the_rank_of_a_preconditioner_gives_way_to_memory() -> None:
     assert len(set(ranks)) == 4
     for share, rank in zip((1, 4, 16, 64), ranks, strict=True):
         assert preconditioner_bytes(100_000, rank, "float32") <= share * GIB // 2
+
+
+@pytest.mark.parametrize("tiles", ["stored", "recomputed", "auto"])
+@pytest.mark.parametrize("ridge", [1e-3, 1e-5, 1e-7])
+def test_the_preconditioner_rests_on_nothing_that_is_timed(tiles: str, ridge: float) -> None:
+    """Protects "same file, same bits" from a busy machine, another disk, and other workers: its rank follows from what
+    the solver is given here."""
+    spectrum = Spectrum(np.arange(1, 1001.0) ** -1.3, 1.3, 1e-3, -1.0)
+    n = 50_000
+    described = problem(n, shifts=(n * ridge,), spectrum=spectrum, tiles=tiles, entry_operations=3e4)
+
+    def given(means: Means) -> list[Any]:
+        estimate = choose("conjugate-gradient", described, means).estimate
+        return [getattr(estimate, key) for key in PRECONDITIONING]
+
+    first = given(LAPTOP)
+    for busy in (0.01, 0.3, 30.0):
+        slower = Speed(*(busy * rate for rate in (SPEED.entries, SPEED.operations)), SPEED.worker, 1e9, 1e8)
+        assert given(replace(LAPTOP, speed=slower)) == first
+        assert given(replace(LAPTOP, speed=replace(SPEED, worker=busy * SPEED.worker), workers=9)) == first
+
+
+def test_a_rank_is_bound_by_memory_only_where_more_would_be_taken() -> None:
+    """Protects the advice to give the driver more memory, which must be of use."""
+    spectrum = Spectrum(np.arange(1, 1001.0) ** -1.3, 1.3, 1e-3, -1.0)
+    known = problem(50_000, shifts=(5e-2,), spectrum=spectrum)
+    for described, gib, bound in (
+        (known, 2**20, False),
+        (known, 1, True),
+        (problem(50_000), 1, True),
+        (problem(1000), 2**20, False),
+    ):
+        means = replace(PLENTY, driver_bytes=gib * GIB)
+        ways = [one for one in estimates(described, means) if one.method == "conjugate-gradient"]
+        assert [one.memory_bound for one in ways] == [bound, bound]
 
 
 def test_hard_problems_are_thought_to_take_more_iterations() -> None:

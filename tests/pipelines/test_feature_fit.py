@@ -159,4 +159,6 @@ def test_a_place_changes_no_bit_and_is_named_by_what_is_solved(
     alone, placed = (np.load(tmp_path / name / "weights.npy") for name in ("alone", "placed"))
     np.testing.assert_array_equal(alone, placed)
     assert len(set(used)) == 2
+    evaluated(samples, tmp_path / "edited", place=place, solve={"ridges": RIDGES[1:]})
+    assert used[2] == used[0], "the sums depend on no ridge"
     assert all(path.parent == root / fit.SOLVES and list(path.glob("moments-*/sum-*.npz")) for path in used)

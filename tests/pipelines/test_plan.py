@@ -13,9 +13,10 @@ import small
 from kernels import native
 from kernels.base import KernelError
 from kernels.registry import from_description
-from pipelines import matrices, memory, plan, pools, solvers, speed
+from pipelines import matrices, memory, plan, pools, solvers, spectrum, speed
 from pipelines.errors import DataError, DoesNotFit, ExperimentError
 from pipelines.experiment import Experiment
+from pipelines.solvers.choose import PRECONDITIONING
 from pipelines.stores import folder_bytes
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
@@ -58,6 +59,21 @@ def test_what_is_planned_is_what_is_computed(
             r: s[-1].path for r, s in made.stores.items()
         }
         assert [m.present for m in after.matrices] == [m.needed for m in after.matrices]
+
+
+def test_a_preconditioner_is_planned_by_no_clock(
+    samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects "same file, same bits": the spectrum that is guessed, and the rank with it, are those of any machine."""
+    monkeypatch.setattr(spectrum, "LEAST", 20)
+    one = samples.experiment(solve={"method": "conjugate-gradient"})
+    fast, slow = (
+        planned(one, root, speed=speed.Speed(rate, rate, rate, rate), workers=workers).choice.estimate
+        for rate, workers in ((1e12, 1), (1e2, 9))
+    )
+    for key in PRECONDITIONING:
+        assert getattr(fast, key) == getattr(slow, key)
+    assert fast.floor > 0, "no spectrum was guessed"
 
 
 def test_planning_makes_nothing(samples: small.Samples, root: Path) -> None:

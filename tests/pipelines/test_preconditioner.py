@@ -29,6 +29,8 @@ from pipelines.solvers.sketch import Sketch, SketchNotFinite, Spectrum
 
 MEMORY = 2**30
 
+FULL = preconditioner.MEMORY
+
 
 def operator(K: np.ndarray) -> GramOperator:
     return GramOperator(DenseTiles(K, 128), np.arange(len(K)))
@@ -183,10 +185,26 @@ def test_single_precision_stays_where_double_would_not_reach_further() -> None:
     none = np.empty((0, 0))
     seen = Spectrum(np.linspace(9.0, 1.0, 60), none, none, 0.2, 100, "float32")
     price = Price(10_000, (1e-6,), 1e-6, 100.0)
-    assert _next(seen, None, {"float32": 100, "float64": 60}, price)[1] == "as much memory as it may have"
-    assert _next(seen, None, {"float32": 100, "float64": 70}, price) == (("float64", 70), "")
+    assert _next(seen, None, {"float32": 100, "float64": 60}, price, FULL)[1] == FULL
+    assert _next(seen, None, {"float32": 100, "float64": 70}, price, FULL) == (("float64", 70), "")
     coarse = replace(price, shifts=(0.05,))
-    assert _next(seen, None, {"float32": 100, "float64": 70}, coarse)[1] == "rounding hides what is below 0.2"
+    assert (
+        _next(seen, None, {"float32": 100, "float64": 70}, coarse, FULL)[1]
+        == "rounding hides what is below 0.2"
+    )
+
+
+def test_the_reason_of_a_rank_is_memory_only_where_it_is() -> None:
+    """Protects who reads it from buying memory that would change nothing."""
+    K = operator(falling(100, 0.5))
+
+    def reason(limit: int, **given: str) -> str:
+        return randomised_nystrom(K, [1e-6], limit, 0, **given).reason
+
+    few = preconditioner_bytes(100, 20, "float32")
+    assert reason(few) == preconditioner.MEMORY
+    assert reason(few, full=preconditioner.EXPECTED) == preconditioner.EXPECTED
+    assert reason(MEMORY) == preconditioner.HALF
 
 
 def test_nothing_of_a_matrix_of_zeros() -> None:

@@ -21,6 +21,7 @@ from pipelines.explicit import covariance, feature_products
 from pipelines.site import Site
 from pipelines.solvers import Means, Problem, Status, build_primal, choose_primal, primal
 from pipelines.solvers.base import Solution
+from pipelines.solvers.choose import PRECONDITIONING
 from pipelines.solvers.primal import FeatureOperator, PrimalCholesky, PrimalEigen, PrimalGradients
 from pipelines.speed import Speed
 
@@ -285,6 +286,15 @@ def test_features_too_wide_for_memory_are_iterated_with() -> None:
     assert nothing.problem.endswith("use fewer features, or a machine with more")
 
 
+def test_the_preconditioner_rests_on_nothing_that_is_timed() -> None:
+    """Protects "same file, same bits", also where features are computed as they are read."""
+    fast, slow = (
+        choose_primal("conjugate-gradient", problem(50_000), 4096, means).estimate
+        for means in (MEANS, replace(MEANS, workers=9, speed=Speed(1e3, 1e9, 1e9, 1e9, 1e6)))
+    )
+    assert [getattr(fast, key) for key in PRECONDITIONING] == [getattr(slow, key) for key in PRECONDITIONING]
+
+
 def test_what_is_asked_for_is_taken() -> None:
     choice = choose_primal("conjugate-gradient", problem(50_000), 4096, MEANS)
     assert (choice.method, choice.reason) == ("conjugate-gradient", "conjugate-gradient: asked for")
@@ -317,6 +327,7 @@ def test_a_choice_builds_its_solver() -> None:
         seed=7,
         jitter=0.1,
         rank_bytes=chosen.estimate.rank_bytes,
+        memory_bound=chosen.estimate.memory_bound,
         pass_columns=chosen.estimate.pass_columns,
     )
     eigen = build_primal(table, choose_primal("eigen", problem(50_000), 4096, MEANS), seed=7, loo=True)
