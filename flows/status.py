@@ -11,7 +11,7 @@ from pipelines.errors import StoreError
 from pipelines.results import blocks_of, journals, tiles_of
 from pipelines.stores import FeatureStore, GramStore, Store, open_store
 from pipelines.tiles import Tile
-from pipelines.wording import seconds_text
+from pipelines.wording import ITERATIONS, seconds_text
 
 RECENT_SECONDS = 300.0
 """The rate is that of the last five minutes of work."""
@@ -85,6 +85,8 @@ def status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
             text = f"{stage['done']} of {stage['total']}"
             if stage.get("message"):
                 text += f" {stage['message']}"
+            if found["state"] == "running" and "began" in stage:
+                text += _pace(stage)
         else:
             text = "begun"
         rows.append((f"stage {stage['name']}", text))
@@ -175,6 +177,17 @@ def _tiles(found: dict[str, Any]) -> str:
         if found["remaining_seconds"] is not None:
             text += f", about {seconds_text(found['remaining_seconds'])} to go"
     return text
+
+
+def _pace(stage: dict[str, Any]) -> str:
+    """Rate and remaining time of what a stage counts, where it has counted some."""
+    counted, seconds = stage["done"] - stage["first"], stage["now"] - stage["began"]
+    if counted <= 0 or seconds <= 0:
+        return ""
+    rate, left = counted / seconds, stage["total"] - stage["done"]
+    # How many iterations it takes is known when they are done; these are the most that may be.
+    about = "at most" if stage["message"].startswith(ITERATIONS) else "about"
+    return f", {rate:.3g} a second" + (f", {about} {seconds_text(left / rate)} to go" if left else "")
 
 
 def _failures(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -176,6 +176,7 @@ class Journal:
             "stores": [],
         }
         self._written = 0.0
+        self._counted: str | None = None
         self._ended = threading.Event()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,11 +188,20 @@ class Journal:
     def stage(self, name: str) -> None:
         """A stage begins."""
         self._value["stages"].append({"name": name, "started": time.time(), "done": 0, "total": 0})
+        self._counted = None
         self._write()
 
     def progress(self, done: int, total: int, message: str = "") -> None:
-        """How far the newest stage is, and of what; written at most every second."""
-        self._value["stages"][-1].update(done=done, total=total, message=message)
+        """How far the newest stage is, and of what; written at most every second.
+
+        What is counted stands before a comma: where it changes, the count begins anew, and ``began`` says when and
+        ``first`` with what.
+        """
+        stage, now = self._value["stages"][-1], time.time()
+        if message.partition(", ")[0] != self._counted or done < stage["done"]:
+            self._counted = message.partition(", ")[0]
+            stage.update(began=now, first=done)
+        stage.update(done=done, total=total, message=message, now=now)
         if time.monotonic() - self._written > 1.0 or done == total:
             self._write()
 

@@ -17,6 +17,9 @@ METRICS = {
     "r2": "R²",
 }
 
+ITERATIONS = "iterations"
+"""What an iterative solve counts, for its progress."""
+
 
 def score_text(value: float | None, metric: str) -> str:
     if value is None:

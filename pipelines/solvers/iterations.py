@@ -14,6 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from ..archives import load_arrays, save_arrays
+from ..wording import ITERATIONS
 from .base import Progress
 
 ITERATING, MEASURING, ENDED = range(3)
@@ -169,10 +170,10 @@ def _message(systems: Systems, state: State, names: Sequence[str]) -> str:
     r = len(systems.right)
     going = np.flatnonzero(state.phase != ENDED)
     if not going.size:
-        return f"iterations, all {r} ridges ended"
+        return f"{ITERATIONS}, all {r} ridges ended"
     errors = [_recursive(systems, state, group) for group in going.tolist()]
     worst = int(np.argmax(errors))
-    return f"iterations, relative residual {errors[worst]:.1e} at ridge {names[going[worst]]}"
+    return f"{ITERATIONS}, relative residual {errors[worst]:.1e} at ridge {names[going[worst]]}"
 
 
 def _step(systems: Systems, state: State, limit: int) -> None:
