@@ -153,7 +153,8 @@ void map_tangent_rows(T weight, const Rows<T>& rows, const Rows<T>& tangent_rows
         const Vector<T> v = sum_at<T, COUNT>(rows, row, k);
         const Vector<T> before = FIRST_LAYER ? v : sum_at<T, COUNT>(tangent_rows, tangent_row, k);
         Vector<T> kappa_0;
-        const Vector<T> u = v * first.before(k) * second.before[k];
+        // The factors first, so that the two images may change sides: kappa_0 makes 1e-11 of a last bit.
+        const Vector<T> u = v * (first.before(k) * second.before[k]);
         const Vector<T> value = kappa_1<T>(u, &kappa_0) * (first.after(k) * second.after[k]);
         out[k] = value;
         tangent_out[k] = before * weight * kappa_0 + value;

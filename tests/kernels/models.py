@@ -104,6 +104,15 @@ SIZES = ((8, 8), (13, 13), (28, 28), (32, 32), (31, 20))
 CHANNELS = (1, 2, 3, 5)
 
 
+def flat_images(n: int, side: int) -> np.ndarray:
+    """Images (n, side, side, 3) of one colour but for a small part: most patches of an image are equal, and those of
+    one channel parallel in all images."""
+    rng = np.random.default_rng(4)
+    X = np.broadcast_to(rng.random((n, 1, 1, 3)), (n, side, side, 3)).copy()
+    X[:, 3:8, 3:6] = rng.random((n, 5, 3, 3))
+    return X
+
+
 def admissible(kernel: Convolutional, shape: tuple[int, int, int]) -> bool:
     """Whether the kernel takes images of ``shape`` (h, w, c)."""
     try:

@@ -64,6 +64,39 @@ def test_enlarged_digits(name: str, path: str) -> None:
     compare(models.PUBLISHED[name], digits(4, 4), path)
 
 
+def check_diagonals(kernel: Kernel, X: np.ndarray) -> None:
+    """``diag``, and pairs of one sample in a block with itself and in one with others."""
+    single = X.astype(np.float32)
+    exact = kernel.diag(kernel.prepare(single.astype(np.float64)))
+    a = kernel.prepare(single, pool="x")
+    half = len(X) // 2
+    found = [
+        kernel.diag(a),
+        np.diagonal(kernel.pair(a, a), axis1=-2, axis2=-1),
+        np.diagonal(kernel.pair(a[half:], a), offset=half, axis1=-2, axis2=-1),
+    ]
+    for values in found:
+        assert (np.abs(values / exact[..., len(X) - values.shape[-1] :] - 1)).max() <= BOUND
+
+
+@pytest.mark.parametrize("name", ["relu NTK 2-5", "one layer, relu both, 5", "three layers, relu both"])
+def test_tangent_diagonals_of_flat_images(name: str, path: str) -> None:
+    """Protects K_ii where flat ground makes patches of one image equal at different positions: float32 made 5e-5 of
+    that."""
+    check_diagonals(models.MODELS[name], models.flat_images(4, 24))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in models.MODELS if models.MODELS[name].tangent])
+def test_tangent_diagonals_of_the_flattest_images(name: str, path: str, real_data) -> None:
+    """Those of CIFAR-10 whose neighbouring pixels differ least."""
+    from pipelines import datasets
+
+    X = datasets.load("cifar10").train.X / 255.0
+    rough = sum(np.abs(np.diff(X, axis=axis)).mean((1, 2, 3)) for axis in (1, 2))
+    check_diagonals(models.MODELS[name], X[np.argsort(rough)[:8]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.PUBLISHED)
 @pytest.mark.parametrize("source", ["mnist", "cifar10", "cifar10, whitened"])
