@@ -12,7 +12,8 @@ from . import leases
 from .errors import StoreError
 from .explicit import mapfiles
 from .fit import SOLVES
-from .results import has_result, journals
+from .results import journals, read, result_of
+from .solvers.base import Status
 from .stores import FactorStore, Store, folder_bytes, open_store, remove_store, store_paths
 from .wording import bytes_text
 
@@ -136,20 +137,32 @@ def _users(root: Path) -> dict[tuple[str, str], set[str]]:
     """From a store (kind, address) to the experiments that need it.
 
     An experiment needs what each of its results rests on, what runs since the newest one have left to resume,
-    and what any run works on. Stores go by kind and address, so that a root may be moved.
+    and what any run works on. A solve is of no more use to a run that finished, unless more iterations could go on
+    from it. Stores go by kind and address, so that a root may be moved.
     """
     users: dict[tuple[str, str], set[str]] = {}
     for folder in sorted((root / "runs").glob("*")):
         finished = False
         for journal in journals(root, folder.name):
             done = journal.get("state") == "done"
-            if not (journal["alive"] or (has_result(root, journal) if done else not finished)):
+            result = result_of(root, journal) if done else None
+            if not (journal["alive"] or (result is not None if done else not finished)):
                 continue
             finished = finished or done
             named = [*journal.get("uses", ()), *(store["path"] for store in journal.get("stores", ()))]
             for used in map(Path, named):
+                if used.parent.name == SOLVES and result is not None and not _stopped_short(result):
+                    continue
                 users.setdefault((used.parent.name, used.name), set()).add(folder.name)
     return users
+
+
+def _stopped_short(result: Path) -> bool:
+    """Whether an iterative solve of a finished run ended above its tolerance; yes where its result does not say."""
+    try:
+        return any(entry["status"] == Status.NOT_CONVERGED for entry in read(result)["evaluation"]["path"])
+    except (StoreError, KeyError):
+        return True
 
 
 def _holds(store: Store) -> str:

@@ -266,9 +266,10 @@ def _journals(root: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def has_result(root: Path, journal: Mapping[str, Any]) -> bool:
-    """Whether the result of a finished run is still under the root, which may have been moved."""
-    return any((root / "results").glob(f"*/{journal['run']}/result.json"))
+def result_of(root: Path, journal: Mapping[str, Any]) -> Path | None:
+    """The folder of a finished run's result, under a root that may have been moved; None where it is gone."""
+    found = next((root / "results").glob(f"*/{journal['run']}/result.json"), None)
+    return None if found is None else found.parent
 
 
 def unfinished(root: Path) -> list[Path]:

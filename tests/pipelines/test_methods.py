@@ -318,3 +318,35 @@ def test_a_failed_runs_solve_and_factors_are_kept_for_its_next_start(
     assert not solve.exists()
     assert not factor.path.exists()
     assert leases.living(solve) == []
+
+
+@pytest.mark.parametrize(("status", "goes"), [("solved", True), ("not converged", False)])
+def test_a_finished_run_holds_no_solve_but_one_that_more_iterations_go_on_from(
+    samples: small.Samples, root: Path, status: str, goes: bool
+) -> None:
+    """Protects ``store clean``: where every run of a solve is finished, whatever their names, what it kept may go."""
+    small.make(samples.experiment(), root)
+    solve = root / fit.SOLVES / ("a" * 24)
+    with Site(solve, tasks.Workers, 2**30):
+        pass
+    factor = FactorStore.open_or_create(root, {"of": solve.name, "shift": 1.0}, 40, "float64", 16)
+    unfinished = results.Journal(root, "small", results.new_run_id())
+    unfinished.uses([str(solve)])
+    unfinished.finish("failed", error="killed while another run finished the same solve")
+
+    def finish(name: str, evaluation: dict[str, Any]) -> None:
+        run = results.new_run_id()
+        journal = results.Journal(root, name, run)
+        journal.uses([str(solve)])
+        store = results.ResultStore(root, name, "0" * 12)
+        store.begin(run)
+        store.commit(run, {"evaluation": evaluation})
+        journal.finish("done")
+
+    def users() -> set[tuple[str, ...]]:
+        return {e.used_by for e in inventory.inventory(root) if e.path in (solve, factor.path)}
+
+    finish("other", {"path": [{"status": "solved"}, {"status": status}]})
+    assert users() == {("small",) if goes else ("other", "small")}
+    finish("small", {"path": [{"status": "solved"}]})
+    assert users() == {() if goes else ("other",)}
