@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import time
@@ -16,7 +17,7 @@ import numpy as np
 from cluster.profiles import Profile
 from cluster.signals import sigterm_unwinds
 from cluster.watchdog import explain
-from pipelines import gram, modelfiles, predictions, results, tasks
+from pipelines import gram, leases, modelfiles, predictions, results, tasks
 from pipelines.array_files import open_array
 from pipelines.errors import DataError, ExperimentError
 from pipelines.experiment import Study
@@ -114,6 +115,14 @@ def _check_outputs(outputs: dict[str, Path]) -> None:
         raise ExperimentError(f"--scores {outputs['--scores']}: is the file of --out; choose another name")
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Remove what predictions into ``path`` that were killed on this machine left beside it."""
+    for left in path.parent.glob(glob.escape(f".{path.name}.{leases.host()}-") + "*-????????"):
+        pid = left.name.rsplit("-", 2)[1]
+        if pid.isdigit() and leases.process_started(int(pid)) == 0.0:
+            left.unlink(missing_ok=True)
+
+
 class _Rows:
     """An array file that grows row by row and gets its name when it is whole; nothing where there is no path.
 
@@ -128,7 +137,9 @@ class _Rows:
 
     def __enter__(self) -> _Rows:
         if self._path is not None:
-            self._temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
+            _remove_leftovers(self._path)
+            begun = f"{leases.host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            self._temporary = self._path.with_name(f".{self._path.name}.{begun}")
             with disk_errors(self._path.parent):
                 self._stream = self._temporary.open("wb")
                 described = np.lib.format.dtype_to_descr(self._dtype)

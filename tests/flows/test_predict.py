@@ -15,7 +15,7 @@ import pytest
 from flows import predict as command
 from flows.display import Terminal
 from flows.run import run_study
-from pipelines import experiment, features, modelfiles, pools
+from pipelines import experiment, features, leases, modelfiles, pools
 from pipelines.errors import ExperimentError
 from pipelines.matrices import run_kernel
 
@@ -203,3 +203,34 @@ def test_outputs_appear_when_they_are_whole(tmp_path: Path) -> None:
         out.append(rows[2:])
         assert not path.exists()
     np.testing.assert_array_equal(np.load(path), rows)
+
+
+def test_what_a_killed_prediction_left_goes_with_the_next_to_the_same_output(tmp_path: Path) -> None:
+    """Protects the user's folder from large hidden leftovers, and every file that may be in use or another's."""
+    path, rows = tmp_path / "y.npy", np.arange(6.0).reshape(3, 2)
+    start = "import sys; from pathlib import Path; import numpy as np; from flows.predict import _Rows\n"
+    begin = "path = Path(sys.argv[1]); out = _Rows(path, 3, np.zeros((1, 2))).__enter__(); print(flush=True); input()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def begun(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", start + begin, str(tmp_path / name)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    for killed in (begun("y.npy"), begun("xy.npy")):
+        killed.kill()
+        killed.wait()
+    working = begun("y.npy")
+    elsewhere = tmp_path / f".y.npy.not-{leases.host()}-1-01234567"
+    elsewhere.touch()
+    assert len(list(tmp_path.glob(".y.npy.*"))) == 2, "the third prediction has removed what the first left"
+    with command._Rows(path, 3, rows[:1]) as out:
+        out.append(rows)
+    left = {file.name for file in tmp_path.iterdir() if file.name.startswith(".y.npy.")}
+    assert left == {elsewhere.name, *(name for name in left if f"-{working.pid}-" in name)}
+    assert len(left) == 2
+    assert list(tmp_path.glob(".xy.npy.*"))
+    working.kill()
+    working.wait()
