@@ -98,7 +98,9 @@ def materialise(
     )
     axis = pools.test_axis if test else pools.pool_axis
     described = prepared_description(pools, kernel, dtype, test=test)
-    store = FeatureStore.open_or_create(root, described, axis, kernel.prepare(one), side)
+    with np.errstate(over="ignore", invalid="ignore"):  # found where its block is checked
+        like = kernel.prepare(one)
+    store = FeatureStore.open_or_create(root, described, axis, like, side)
     use(store.path)
     job = FeatureJob(samples, str(store.path), _json(kernel), None if learned is None else str(learned))
     blocks = {int(block) for block in np.unique(rows // side)}
@@ -199,7 +201,8 @@ def make_blocks(blocks: tuple[int, ...], job: FeatureJob) -> float:
                 if isinstance(kernel, FeatureMap):
                     prepared = Prepared({FEATURES: to_host(mapped(kernel, X, rows, target.pool_name))}, rows)
                 else:
-                    prepared = kernel.prepare(X, rows)
+                    with np.errstate(over="ignore", invalid="ignore"):  # found where blocks are checked, too
+                        prepared = kernel.prepare(X, rows)
             target.write_block(block, prepared)
     return time.perf_counter() - started
 

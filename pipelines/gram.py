@@ -301,7 +301,8 @@ def _pair(kernel: Kernel, cache: BlockCache, job: GramJob, made: _Made) -> Array
     i, j = made.tile
     a, b = cache.block(job.rows, i, job.samples[0]), cache.block(job.columns, j, job.samples[1])
     made.path = kernel.path(a)
-    return kernel.pair(a, b)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused where it is written, by the samples' names
+        return kernel.pair(a, b)
 
 
 def made_by(store: GramStore, tiles: Collection[Tile]) -> list[dict[str, Any]]:

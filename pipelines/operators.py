@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from .errors import DataError, NumericalError
 from .products import Progress, product, unwatched
 from .site import Site
+from .stores import advice_on_range
 from .tilesource import TileSource, index_set, parts
 
 
@@ -191,7 +192,7 @@ class GramOperator:
             first, second = self.rows[at_rows][i], self.rows[at_columns][j]
             raise NumericalError(
                 f"the kernel between rows {first} and {second} of the pool is not finite in {block.dtype}; "
-                "verify the store"
+                f"{advice_on_range(block.dtype)}"
             )
 
     def matmul(self, V: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from .errors import NumericalError
 from .features import load_kernel
 from .files import disk_errors
 from .site import Site
-from .stores import FeatureStore
+from .stores import FeatureStore, not_finite
 from .tilesource import TileSource, parts
 
 SCATTERED = 2
@@ -206,15 +206,12 @@ def gathered(source: TileSource, columns: np.ndarray, site: Site | None) -> tupl
 
 def _pair(description: str, a: Prepared, b: Prepared, dtype: str, tile: tuple[int, int]) -> Array:
     """The block between prepared samples, checked."""
-    block = load_kernel(description).pair(a, b)
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below as what it became
+        block = load_kernel(description).pair(a, b)
     xp = namespace(block)
     # One sum finds what is not finite; a look at every entry is for the message.
     if not bool(xp.isfinite(block.sum(dtype=np.float64))):
-        finite = to_host(xp.isfinite(block))
-        if not finite.all():
-            p, q = np.unravel_index(int(np.argmin(finite)), finite.shape)
-            raise NumericalError(
-                f"tile {tile[0]}/{tile[1]} of the matrix has {int((~finite).sum())} values that are not finite, the"
-                f" first between samples {a.rows[p]} and {b.rows[q]}; check the data and the kernel"
-            )
+        values = to_host(block)
+        if not np.isfinite(values).all():
+            raise NumericalError(not_finite(values, tile, a.rows, b.rows))
     return block.astype(dtype, copy=False)

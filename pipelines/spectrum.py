@@ -80,7 +80,8 @@ def sampled(pools: Pools, kernel: Kernel, dtype: str, entries: float) -> Spectru
     X = pools.preprocessing.apply(pools.train.X[chosen], {}, np.dtype(dtype))
     shuffled = np.random.default_rng(1).permutation(m)
     X = X[shuffled].reshape(m, *kernel_shape(kernel.inputs, X.shape[1:]))
-    block = device.placed(kernel.prepare(X, chosen[shuffled]))
-    K = to_host(kernel.pair(block, block)).astype(np.float64)
     # What is wrong with such samples is said when tiles are computed, by name.
+    with np.errstate(over="ignore", invalid="ignore"):
+        block = device.placed(kernel.prepare(X, chosen[shuffled]))
+        K = to_host(kernel.pair(block, block)).astype(np.float64)
     return Spectrum.of(K) if np.isfinite(K).all() and K.any() else None

@@ -419,12 +419,8 @@ class TileStore(Store):
         with np.errstate(over="ignore"):  # beyond the store's dtype: refused as what it became
             block = np.ascontiguousarray(block, self.dtype)
         if not all_finite(block):
-            finite = np.isfinite(block)
-            i, j = np.unravel_index(int(np.argmin(finite)), block.shape)
-            raise NumericalError(
-                f"{self.path}: tile {tile[0]}/{tile[1]} has {int((~finite).sum())} values that are not finite,"
-                f" the first between samples {rows.start + i} and {columns.start + j}; tile not stored"
-            )
+            ids = (np.arange(extent.start, extent.stop) for extent in (rows, columns))
+            raise NumericalError(f"{self.path}: {not_finite(block, tile, *ids)}")
         if self.has(tile):
             return False
         self.array(self.matrix)  # whose metadata, damaged, would make the file unreadable
@@ -550,6 +546,22 @@ def all_finite(block: np.ndarray) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         # A sum is quicker than a look at every value, and only finite values have a finite one.
         return bool(np.isfinite(block.sum())) or bool(np.isfinite(block).all())
+
+
+def not_finite(block: np.ndarray, tile: Tile, rows: np.ndarray, columns: np.ndarray) -> str:
+    """What is wrong with a tile that is not finite, and what to do. rows, columns: the ids of its samples."""
+    finite = np.isfinite(block)
+    i, j = np.unravel_index(int(np.argmin(finite)), block.shape)
+    return (
+        f"tile {tile[0]}/{tile[1]} has {int((~finite).sum())} values that are not finite in {block.dtype}, the first"
+        f" between samples {rows[i]} and {columns[j]}; {advice_on_range(block.dtype)}"
+    )
+
+
+def advice_on_range(dtype: np.dtype) -> str:
+    """What to do about values beyond the range of a dtype."""
+    advice = "scale the samples (data.preprocess)"
+    return advice if dtype == np.float64 else f"{advice} or compute in float64"
 
 
 def generations(root: Path, kind: str, description: Mapping[str, Any]) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from .. import device, tasks
 from ..errors import ChunkLost, NumericalError
 from ..memory import peak_bytes
 from ..operators import cross_block
-from ..stores import FactorStore, all_finite
+from ..stores import FactorStore, advice_on_range, all_finite
 from ..tiles import Tile
 from ..tilesource import TileSource
 from . import tile_arithmetic
@@ -233,7 +233,8 @@ def _block(tile: Tile, job: FactorJob) -> np.ndarray:
     if block.dtype == np.float32 and not all_finite(block):  # in float64 they are as they were read: finite
         raise NumericalError(
             f"the kernel between rows {rows[some.start]} to {rows[some.stop - 1]} and rows {rows[others.start]} to "
-            f"{rows[others.stop - 1]} of the pool has values that are not finite in {block.dtype}; verify the store"
+            f"{rows[others.stop - 1]} of the pool has values that are not finite in {block.dtype}; "
+            f"{advice_on_range(block.dtype)}"
         )
     if tile[0] == tile[1]:
         np.einsum("ii->i", block)[:] += block.dtype.type(job.shift)

@@ -16,7 +16,8 @@ from kernels import general
 from kernels.base import Prepared
 from kernels.dot_product import DotProduct
 from pipelines import gram, leases, matrices, memory, pools, provenance, tasks
-from pipelines.errors import ChunkLost, StoreError
+from pipelines.errors import ChunkLost, NumericalError, StoreError
+from pipelines.recomputed import RecomputedTiles
 from pipelines.tiles import Rectangle
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
@@ -529,3 +530,25 @@ def test_nothing_is_computed_for_the_sake_of_the_other_output(samples: small.Sam
     assert len(kernel.outputs) == 2
     assert all(not matrix.missing for matrix in matrices.matrix_plans(jointly, resolved, kernel, root))
     assert small.make(jointly, root).computed == {"train": 0}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "advice"), [("float32", 1e10, " or compute in float64"), ("float64", 1e80, "")]
+)
+def test_entries_beyond_the_range_of_the_dtype_are_one_clear_error(
+    samples: small.Samples, root: Path, dtype: str, size: float, advice: str
+) -> None:
+    """Protects from raw warnings (errors here) and a message without advice, of stored and of recomputed tiles."""
+    X, _ = samples.arrays(72)
+    X[20] *= size
+    np.save(samples.folder / "X.npy", X)
+    one = samples.experiment(kernel={"kind": "dot-product", "kernel": "square"}, gram={"dtype": dtype})
+    said = (
+        f"tile 1/1 has 1 values that are not finite in {dtype}, the first between samples 20 and 20;"
+        rf" scale the samples \(data.preprocess\){advice}$"
+    )
+    with pytest.raises(NumericalError, match=said):
+        small.make(one, root)
+    (store,) = (root / "features").iterdir()
+    with pytest.raises(NumericalError, match=said):
+        RecomputedTiles.of(one.kernel_object, store, store, dtype, small.MEMORY).read_tile(1, 1)

@@ -155,6 +155,6 @@ def test_a_value_that_is_not_finite_is_named_by_its_samples(
 
     monkeypatch.setattr(DotProduct, "pair", spoilt)
     with pytest.raises(
-        NumericalError, match="1 values that are not finite, the first between samples 19 and 35"
+        NumericalError, match="1 values that are not finite in float64, the first between samples 19 and 35"
     ):
         source.read_tile(1, 0)

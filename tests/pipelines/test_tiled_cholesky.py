@@ -313,7 +313,9 @@ def test_values_too_large_for_float32_are_named(tmp_path: Path, side: Callable[[
     side(8)
     matrix = points(20)
     matrix[3, 3] = 1e300
-    with pytest.raises(NumericalError, match="not finite in float32"):
+    with pytest.raises(
+        NumericalError, match=r"not finite in float32; scale the samples .* or compute in float64"
+    ):
         solve(tmp_path, stored(tmp_path, matrix, 8), np.arange(20), [1.0], targets(20), dtype="float32")
 
 
