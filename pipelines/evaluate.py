@@ -20,6 +20,9 @@ from .solvers.base import ACCURATE, UNSOLVED, Solution
 TASKS = ("classification", "regression")
 SELECTIONS = ("validation", "loo", "gcv", "oracle")
 
+LOST = 10.0
+"""A sample's scores are lost in what they are the difference of where that is so many times its error or less."""
+
 Metrics = dict[str, Any]
 """{"accuracy": percent, "n"} or {"rmse", "mse", "mae", "r2", "n"}; r2 is None where the truth is constant."""
 
@@ -233,6 +236,7 @@ def evaluate(
     chosen, ridge = path[best], solutions[best].ridge
 
     notes = [*train.notes, *_unsolved(chosen, "ridge" if len(path) == 1 else "chosen ridge")]
+    notes += _zeros(train, _fitted(solutions[best], train, on_train[best]))
     if len(path) > 1 and all(entry["status"] in UNSOLVED for entry in path):
         notes.append(f"none of the {len(path)} ridges is solved")
     refitted = None
@@ -317,19 +321,19 @@ def generalised(
 def follows(solution: Solution, targets: np.ndarray) -> bool:
     """Whether K alpha is Y - shift * alpha, Y the (n, t) targets, for coefficients of the training samples.
 
-    It is so up to the residual and rounding: not where the system is hardly solved, nor where K alpha is so small
-    that it is lost in the difference.
+    It is so up to the residual and rounding: not where the system is hardly solved, nor where a sample's row of
+    K alpha is so small that it is lost in the difference, as that of a sample which is zero.
     """
-    implied = np.linalg.norm(targets - solution.shift * solution.alpha)
-    return solution.residual <= ACCURATE and bool(implied > ACCURATE * np.linalg.norm(targets))
+    if solution.residual > ACCURATE:
+        return False
+    implied, known = (np.linalg.norm(V, axis=1) for V in (targets - solution.shift * solution.alpha, targets))
+    error = max(solution.residual, float(np.finfo(np.float64).eps))
+    return not bool((implied < LOST * error * known).any())
 
 
 def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> dict[str, Any]:
     """A solution's line of the path; train metrics come free where K alpha = Y - shift * alpha."""
-    if fitted is None:
-        fitted = solution.fitted
-    if fitted is None:
-        fitted = targets.matrix - solution.shift * solution.alpha
+    fitted = _fitted(solution, targets, fitted)
     left_out = generalised(targets.matrix, fitted, solution.effective_dimension)
     return {
         "ridge": solution.ridge,
@@ -345,6 +349,27 @@ def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> d
         "loo": None if solution.loo is None else metrics(targets.y, solution.loo, targets.classes),
         "gcv": None if left_out is None else metrics(targets.y, left_out, targets.classes),
     }
+
+
+def _fitted(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> np.ndarray:
+    """(n, t) predictions on the training samples: as given, as the solution has them, or as they follow from it."""
+    if fitted is None:
+        fitted = solution.fitted
+    return targets.matrix - solution.shift * solution.alpha if fitted is None else fitted
+
+
+def _zeros(train: Targets, fitted: np.ndarray) -> list[str]:
+    """The note that goes with training samples most of which the kernel, or the map, takes for zero.
+
+    Their scores are exactly zero whatever the coefficients, which others' are only where all targets are.
+    """
+    zero = int((train.matrix.any(axis=1) & ~fitted.any(axis=1)).sum())
+    if 2 * zero <= len(fitted):
+        return []
+    return [
+        f"{zero} of {len(fitted)} training samples are zero to the kernel, and so are their scores; look at the"
+        " samples and at data.preprocess"
+    ]
 
 
 def _unsolved(entry: dict[str, Any], what: str) -> list[str]:

@@ -150,7 +150,15 @@ def shifts(
     """What each ridge adds to K's (n,) diagonal in all, and the part of it that is jitter.
 
     jitter: relative to the mean of the diagonal; absolute: ridges are n*lambda itself (R1).
+
+    Raises:
+        DataError: the diagonal is zero, and so is all of K.
     """
+    if not diagonal.any():
+        raise DataError(
+            f"each of the {len(diagonal)} training samples is zero to the kernel, so that nothing can be learned;"
+            " look at the samples and at data.preprocess"
+        )
     added = jitter * float(diagonal.mean())
     unit = 1 if absolute else len(diagonal)
     return tuple(unit * ridge + added for ridge in ridges), added

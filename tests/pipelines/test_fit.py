@@ -10,7 +10,7 @@ import pytest
 import reference
 import small
 
-from pipelines.errors import ChunkLost
+from pipelines.errors import ChunkLost, DataError
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
 
@@ -123,6 +123,40 @@ def test_training_scores_are_those_of_the_model_where_it_is_not_solved(
     X, y = samples.arrays(72)
     right = np.argmax(kernel_matrix(X[rows], X[rows]) @ alpha, axis=1) == y[rows]
     assert final["train"]["accuracy"] == 100 * np.sum(right) / len(rows)
+
+
+@pytest.mark.parametrize("method", ["cholesky", "conjugate-gradient"])
+@pytest.mark.parametrize(("zeros", "noted"), [(20, False), (21, True)])
+def test_the_training_scores_of_zero_samples_are_zero_and_not_what_rounding_leaves(
+    samples: small.Samples, root: Path, tmp_path: Path, method: str, zeros: int, noted: bool
+) -> None:
+    """Protects training scores where Y - shift * alpha is rounding alone, which takes the side of the target; many
+    such samples are noted."""
+    X, y = samples.arrays(72)
+    X[40 - zeros : 40] = 0
+    np.save(samples.folder / "X.npy", X)
+    one = samples.experiment(solve={"ridges": RIDGES, "method": method})
+    found = small.evaluate(one, root, tmp_path / "result", method)
+    K, Y = kernel_matrix(X[:40], X[:40]), (y[:40][:, None] == np.arange(3)) - 1 / 3
+    K[:, 40 - zeros :] = K[40 - zeros :] = 0
+    for entry in found["path"]:
+        alpha = np.linalg.solve(K + 40 * entry["ridge"] * np.eye(40), Y)
+        right = np.argmax((K @ alpha).round(9), axis=1) == y[:40]
+        assert entry["train"]["accuracy"] == 100 * np.sum(right) / 40
+    said = f"{zeros} of 40 training samples are zero to the kernel, and so are their scores; look at"
+    assert any(note.startswith(said) for note in found["notes"]) == noted
+
+
+@pytest.mark.parametrize("method", ["cholesky", "eigen", "tiled-cholesky", "conjugate-gradient", "nystrom"])
+def test_samples_that_are_all_zero_are_refused_before_the_solve(
+    samples: small.Samples, root: Path, tmp_path: Path, method: str
+) -> None:
+    """Protects from scores of a model of nothing, by every solver."""
+    np.save(samples.folder / "X.npy", np.zeros((72, 5)))
+    centres = {"centres": 10} if method == "nystrom" else {}
+    one = samples.experiment(solve={"ridges": RIDGES, "method": method, **centres})
+    with pytest.raises(DataError, match=r"each of the 40 training samples is zero .* data\.preprocess"):
+        small.evaluate(one, root, tmp_path / "result", method)
 
 
 def test_leave_one_out_equals_refits(samples: small.Samples, root: Path, tmp_path: Path) -> None:

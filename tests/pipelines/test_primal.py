@@ -146,6 +146,15 @@ def test_a_leave_one_out_residual_that_rounding_ate_is_not_given() -> None:
     assert "rounding leaves nothing" in small.notes[-1]
 
 
+@pytest.mark.parametrize("solver", [PrimalEigen(), PrimalCholesky(), PrimalGradients()])
+@pytest.mark.parametrize("n", [5, 40])
+def test_features_that_are_all_zero_are_refused(solver: primal.PrimalSolver, n: int) -> None:
+    """Protects from weights of nothing, in the primal and in the dual."""
+    operator = FeatureOperator(MemoryFeatures(np.zeros((n, 20)), 8), np.arange(n))
+    with pytest.raises(DataError, match=f"each of the {n} training samples is zero"):
+        solver.solve(operator, RIDGES, targets(n))
+
+
 def test_targets_of_zero_and_of_one_column() -> None:
     operator, Y = system("tall")
     (zero,) = PrimalEigen().solve(operator, (1e-2,), np.zeros(operator.n))
