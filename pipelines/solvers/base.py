@@ -256,16 +256,17 @@ def advice_on_ridges(smallest: float, unit: int, single: bool) -> str:
 
 
 def not_positive_definite(
-    *, ridge: float, shift: float, smallest: float, largest: float, unit: int, single: bool
+    *, ridge: float, shift: float, smallest: float, largest: float, unit: int, single: bool, failed: str = ""
 ) -> NumericalError:
     """The error for a matrix that no rounding explains.
 
     unit: what a ridge is multiplied by (n, or 1 where ridges are absolute); single: whether anything
-    was stored or factored in float32, so that float64 could help.
+    was stored or factored in float32, so that float64 could help. failed: the pivot that is not positive, in words.
     """
     advice = advice_on_ridges(smallest, unit, single)
+    first = f"{failed} is not positive, " if failed else ""
     return NumericalError(
-        f"K + n*lambda*I is not positive definite at ridge {ridge:g} (added to the diagonal: {shift:.3g}): "
+        f"K + n*lambda*I is not positive definite at ridge {ridge:g} (added to the diagonal: {shift:.3g}): {first}"
         f"the smallest eigenvalue of K is about {smallest:.3g}, the largest about {largest:.3g}; {advice}"
     )
 

@@ -170,17 +170,25 @@ class Cholesky(DirectSolver):
     def _factor(self, state: CholeskyState, ridge: float, shift: float) -> None:
         _restore(state, shift)
         state.factored, state.pivots = None, None
-        if factor_in_place(state.matrix):
-            self._require_rounding(state, ridge, shift)
+        if order := factor_in_place(state.matrix):
+            level = self._require_rounding(state, ridge, shift, order - 1)
             _restore(state, shift)
             (sytrf,) = get_lapack_funcs(("sytrf",), (state.matrix,))
             _, state.pivots, singular = sytrf(state.matrix, lower=1, lwork=64 * state.n, overwrite_a=1)
             if singular:
-                raise NumericalError(f"K + n*lambda*I is singular at ridge {ridge:g}; take a larger ridge")
+                unit = 1 if self.absolute else state.n
+                raise NumericalError(
+                    f"K + n*lambda*I is singular at ridge {ridge:g}: what it adds to the diagonal, {shift:.3g}, is lost"
+                    f" in the rounding of K, up to {level:.1e}, and {_pivot(state, order - 1)} is zero;"
+                    f" take a ridge of at least {2 * level / unit:.1e}"
+                )
         state.factored = shift
 
-    def _require_rounding(self, state: CholeskyState, ridge: float, shift: float) -> None:
-        """Raise NumericalError unless rounding alone explains why Cholesky failed."""
+    def _require_rounding(self, state: CholeskyState, ridge: float, shift: float, position: int) -> float:
+        """How far rounding may push an eigenvalue; raise NumericalError unless it explains why Cholesky failed.
+
+        position: of the pivot that is not positive.
+        """
         made = state.matrix.dtype
         dtypes = (made if state.operator is None else state.operator.dtype, made)
         level = rounding_level(state.n, dtypes, float(np.abs(state.diagonal).max()))
@@ -195,7 +203,16 @@ class Cholesky(DirectSolver):
                 largest=largest,
                 unit=1 if self.absolute else state.n,
                 single=np.dtype(np.float32) in dtypes,
+                failed=_pivot(state, position),
             )
+        return level
+
+
+def _pivot(state: CholeskyState, position: int) -> str:
+    """A pivot by its row: of the pool where K is one between its samples."""
+    if state.operator is None:
+        return f"the pivot of row {position}"
+    return f"the pivot of training row {state.operator.rows[position]}"
 
 
 def _panels(n: int) -> Iterator[slice]:

@@ -447,6 +447,24 @@ def test_equal_samples_and_a_ridge_below_rounding_end_in_a_named_error() -> None
             solutions(solver, K, targets(40), (1e-12,))
 
 
+def test_the_pivot_that_fails_is_named_by_its_row_of_the_pool() -> None:
+    """Protects who has to find the sample: of an indefinite matrix, and of equal samples under too small a ridge."""
+    K = np.eye(30)
+    K[5, 17] = K[17, 5] = 2.0
+    rows = np.delete(np.arange(30), [0, 8])
+    said = "the pivot of training row 17 is not positive, the smallest eigenvalue of K is about -1, the largest about 3"
+    with pytest.raises(NumericalError, match=said):
+        Cholesky().factor(GramOperator(MemoryTiles(K), rows), [1e-5])
+    K[5, 17] = K[17, 5] = 1.0
+    operator = GramOperator(MemoryTiles(K), rows)
+    with pytest.raises(
+        NumericalError, match=r"singular .* and the pivot of training row 17 is zero"
+    ) as caught:
+        Cholesky().factor(operator, [1e-30])
+    advised = float(str(caught.value).split("at least ")[1])
+    assert Cholesky().factor(operator, [advised]).pivots is None
+
+
 def test_solutions_are_immutable() -> None:
     (solution,) = solutions(Cholesky(), gram_matrix(5), targets(5), (1.0,))
     with pytest.raises(dataclasses.FrozenInstanceError):
