@@ -1,7 +1,8 @@
-"""The command line with small tiles: ``python driver.py SIDE [--no-check] [--delay SECONDS] ARGUMENTS...``
+"""The command line with small tiles: ``python driver.py SIDE [--no-check] [--delay SECONDS] [--hold MIB] ARGUMENTS...``
 
 --no-check: what the plan would refuse is tried all the same. --delay: each tile, and each block of samples prepared,
-takes so much longer, in this process and in its workers, so that there is a middle to be killed in.
+takes so much longer, in this process and in its workers, so that there is a middle to be killed in. --hold: workers
+hold so much more memory for each tile, until they are killed or, where nobody does that, for a minute.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 
 DELAY = "TEST_TILE_DELAY"
+HOLD = "TEST_TILE_HOLD"
 
 
 def slow_down() -> None:
@@ -34,6 +36,23 @@ def slow_down() -> None:
     setattr(FeatureStore, "write_block", slowed(FeatureStore.write_block))  # noqa: B010
 
 
+def hold_memory() -> None:
+    """Make every tile of this process hold more memory, where the environment says so."""
+    if HOLD not in os.environ:
+        return
+    from pipelines.stores import GramStore
+
+    write = GramStore.write_tile
+
+    def holding(*arguments):
+        held = bytearray(int(os.environ[HOLD]) * 2**20)
+        held[::4096] = b"x" * len(held[::4096])  # memory is taken where it is written to
+        time.sleep(60)
+        return write(*arguments)
+
+    setattr(GramStore, "write_tile", holding)  # noqa: B010
+
+
 def main() -> None:
     side, *arguments = sys.argv[1:]
     from cluster.worker import set_blas_environment
@@ -50,6 +69,8 @@ def main() -> None:
     if arguments[0] == "--delay":
         os.environ[DELAY], arguments = arguments[1], arguments[2:]
         slow_down()
+    if arguments[0] == "--hold":
+        os.environ[HOLD], arguments = arguments[1], arguments[2:]
     from flows import cli
 
     sys.argv = ["megagram", *arguments]
@@ -61,3 +82,4 @@ if __name__ == "__main__":
 elif __name__ == "__mp_main__":
     # A worker: processes that are spawned import the main module of the one that started them.
     slow_down()
+    hold_memory()

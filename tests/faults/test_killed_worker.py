@@ -76,10 +76,11 @@ def test_a_worker_out_of_memory_ends_in_one_clear_error(driver: Driver, finished
     before = tile_files(root)
     driver.side = 6000
     profile = driver.folder / "narrow.toml"
-    # Enough for an idle worker, not for a tile of 6,000 samples, which is written whole, and its copies.
+    # Enough for an idle worker, not for what each tile holds, for longer than the nanny takes to see it; by the plan
+    # not for a tile of 6,000 samples either.
     profile.write_text('kind = "local"\nworkers = 1\nmemory = "330MiB"\n')
     arguments = driver.command(root, "--cluster", str(profile))
-    _, err = driver.run(*arguments, before=("--no-check",), code=7)
+    _, err = driver.run(*arguments, before=("--no-check", "--hold", "400"), code=7)
     last = err.strip().splitlines()[-1]
     assert last.startswith("megagram: error: ")
     assert "memory" in last
