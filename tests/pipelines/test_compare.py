@@ -418,6 +418,36 @@ def test_one_seed_gives_a_size_and_asks_for_more_seeds(samples: Samples) -> None
     assert "95 %" not in said
 
 
+@pytest.mark.parametrize(("error", "far"), [(0.0201, False), (0.0199, True)])
+def test_beyond_ten_times_what_was_compared_a_size_is_an_order_of_magnitude(
+    samples: Samples, error: float, far: bool
+) -> None:
+    """Protects against trust in a line far from its points."""
+    subject = Subject(features_of(samples), Request(read_sizes("4,8,16"), targets=(("relF", error),)))
+    (found,) = invented(subject, [[0.8], [0.4], [0.2]])["targets"]
+    assert found["factor"] == pytest.approx(0.2 / error)
+    assert ("So far beyond what was compared" in found["text"]) == far
+
+
+@pytest.mark.parametrize(
+    ("table", "high", "said"),
+    [
+        (RANDOM, 15_990.0, "widths = 32 (95 % confidence: 20 to 16,000)"),
+        (RANDOM, 16_000.0, "widths = 32 (95 % confidence: 20 or more)"),
+        ({"kind": "nystrom", "landmarks": 5}, 40.0, "landmarks = 32 (95 % confidence: 20 to 40)"),
+        ({"kind": "nystrom", "landmarks": 5}, 41.0, "landmarks = 32 (95 % confidence: 20 or more)"),
+    ],
+)
+def test_an_interval_without_an_end_is_not_given_one(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch, table: dict[str, Any], high: float, said: str
+) -> None:
+    """Protects against a bound that is none: a thousand times what was compared, or a size that no map can have."""
+    monkeypatch.setattr(measures.PowerLaw, "size_for", lambda fit, error: (32.0, (20.0, high)))
+    subject = Subject(features_of(samples, table), Request(read_sizes("4,8,16"), targets=(("relF", 0.1),)))
+    (found,) = invented(subject, [[0.8, 0.81], [0.4, 0.401], [0.2, 0.201]])["targets"]
+    assert said in found["text"]
+
+
 def test_more_landmarks_than_samples_are_not_promised(samples: Samples) -> None:
     """Protects against a size that no run could have: there are 40 training samples to choose landmarks among."""
     one = features_of(samples, {"kind": "nystrom", "landmarks": 5})
