@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from systems import CountingTiles, DenseTiles, Stop, direct, gaussian, relative, same, targets
 
+from cluster.local import open_cluster
+from cluster.profiles import Profile
 from pipelines import products, tasks
 from pipelines.errors import DataError, ExperimentError
 from pipelines.operators import GramOperator
@@ -239,6 +241,16 @@ def test_the_same_bits_on_any_number_of_workers(
     here = at_site(tmp_path / "0", tasks.Workers(), ConjugateGradient())
     for count in (1, 2, 4):
         same(at_site(tmp_path / str(count), tasks.Workers(client, count), ConjugateGradient()), here)
+
+
+@pytest.mark.slow
+def test_processes_of_their_own_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects reproducibility where workers share nothing with the driver, as they do in a cluster in one process."""
+    monkeypatch.setattr(products, "SQUARE", 48)
+    here = at_site(tmp_path / "0", tasks.Workers(), ConjugateGradient())
+    with open_cluster(Profile(workers=2)) as client:
+        there = at_site(tmp_path / "2", tasks.Workers(client, 2), ConjugateGradient())
+    same(there, here)
 
 
 def interrupted(folder: Path, at: int, solver: ConjugateGradient = SLOW) -> None:
