@@ -219,6 +219,17 @@ def load() -> Library:
     raise AssertionError("the baseline was tried")
 
 
-@cache
 def _library(instruction_set: str) -> Library:
-    return Library(instruction_set)
+    found = _library_or_why_not(instruction_set)
+    if isinstance(found, str):
+        raise NotBuilt(found)
+    return found
+
+
+@cache
+def _library_or_why_not(instruction_set: str) -> Library | str:
+    """Also the reason is found once: a path is chosen for every block, and telling a library's sources reads them."""
+    try:
+        return Library(instruction_set)
+    except NotBuilt as error:
+        return str(error)

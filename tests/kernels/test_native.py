@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import math
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from models import EXP, LINEAR, MODELS, POLY3, RELU, SQUARE
 from kernels import fused, general, native
 from kernels.base import KernelError, same_rows
 from kernels.convolutional import Convolutional, Layer
-from kernels.native import library
+from kernels.native import library, sources
 from kernels.network import Network
 
 
@@ -380,9 +381,9 @@ def test_patch_norms(name: str) -> None:
 @pytest.fixture
 def nothing_built(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
-    library._library.cache_clear()
+    library._library_or_why_not.cache_clear()
     yield
-    library._library.cache_clear()
+    library._library_or_why_not.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_built")
@@ -407,11 +408,11 @@ def test_a_library_that_is_damaged_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     path = library.path("baseline")
     monkeypatch.setattr(library, "path", lambda name: tmp_path / path.name)
     (tmp_path / path.name).write_bytes(b"not a library")
-    library._library.cache_clear()
+    library._library_or_why_not.cache_clear()
     try:
         assert path.name in (why_absent() or "")
     finally:
-        library._library.cache_clear()
+        library._library_or_why_not.cache_clear()
 
 
 @needs_code
@@ -424,13 +425,23 @@ def test_a_library_built_from_other_sources_is_refused(kind: str, monkeypatch: p
         other = importlib.util.find_spec("_ctypes")
         assert other is not None
         monkeypatch.setattr(library, "path", lambda name: Path(str(other.origin)))
-    library._library.cache_clear()
+    library._library_or_why_not.cache_clear()
     try:
         assert "other sources: install megagram again" in (why_absent() or "")
         with pytest.raises(library.NotBuilt):
             library.Library("baseline")
     finally:
-        library._library.cache_clear()
+        library._library_or_why_not.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["sources.py", "library.py", "pairs.hpp", "avx2.cpp"])
+def test_a_change_of_flags_or_of_any_source_makes_libraries_stale(name: str, tmp_path: Path) -> None:
+    """Protects from a library that other flags made: they are in ``sources.py``, and part of what it is made from."""
+    folder = shutil.copytree(Path(library.__file__).parent, tmp_path / "native")
+    before = sources.digest(folder)
+    with (folder / name).open("a") as file:
+        file.write("\n")
+    assert sources.digest(folder) != before
 
 
 @needs_code
@@ -471,6 +482,21 @@ def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.VARIABLE, "sse9")
     X = noise(1, (8, 8, 1))
     assert "choose from" in (native.obstacle(network_of(MODELS["GAP, exp, 2"], X), False, X) or "")
+
+
+@needs_code
+def test_why_a_library_cannot_be_used_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the choice of a path, made for every block, from reading all sources again."""
+    read = []
+    monkeypatch.setattr(library, "digest", lambda folder: read.append(folder) or "0" * 64)
+    library._library_or_why_not.cache_clear()
+    try:
+        reasons = {why_absent() for _ in range(3)}
+    finally:
+        library._library_or_why_not.cache_clear()
+    assert len(read) == 1
+    assert "other sources" in (reasons.pop() or "")
+    assert not reasons
 
 
 @needs_code
