@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import uuid
 from collections.abc import Callable
@@ -15,8 +14,8 @@ import numpy as np
 from cluster.profiles import Profile
 from cluster.worker import kernel_path_set
 from kernels import costs
-from kernels.base import Kernel
-from kernels.fused import VARIABLE
+from kernels.base import Kernel, KernelError
+from kernels.fused import asked
 from pipelines import begun, experiment, matrices, memory, plan, pools, provenance, solvers, speed
 from pipelines.explicit import feature_plan
 from pipelines.explicit.feature_plan import FeaturePlan
@@ -92,11 +91,19 @@ def doctor_facts(root: Path) -> dict[str, str]:
     facts["BLAS threads"] = f"{blas.get('threads')} in this process, 1 in each worker"
     facts["GPU"] = provenance.gpu()
     facts |= {f"{path} path": state for path, state in provenance.paths().items()}
-    facts["kernel path asked for"] = os.environ.get(VARIABLE, "auto")
+    facts["kernel path asked for"] = _path_asked_for()
     facts["root"] = _reachable(root)
     facts["plots"] = "matplotlib" if "matplotlib" in facts else "none: pip install 'megagram[plot]'"
     facts["flows"] = open_engine().name
     return facts
+
+
+def _path_asked_for() -> str:
+    """The kernel path of the environment, or what is wrong with it."""
+    try:
+        return asked()
+    except KernelError as error:
+        return str(error)
 
 
 def _reachable(root: Path) -> str:

@@ -32,7 +32,11 @@ class Path(Protocol):
         """Name of the code that runs on arrays like ``image``, for reports: ``numpy``, ``compiled avx512``."""
 
     def obstacle(self, network: Network, tangent: Tangent, image: Array) -> str | None:
-        """Why this path cannot take the network on prepared images (n, h, w, c), in one line; None if it can."""
+        """Why this path cannot take the network on prepared images (n, h, w, c), in one line; None if it can.
+
+        Raises:
+            KernelError: a variable of the path's own has a value that it does not know.
+        """
 
     def pair(
         self,
@@ -55,8 +59,15 @@ class Path(Protocol):
 
 
 def asked() -> str:
-    """The path that is asked for, one of ``CHOICES`` unless it is misspelt."""
-    return _told.get() or os.environ.get(VARIABLE, "auto")
+    """The path that is asked for, one of ``CHOICES``.
+
+    Raises:
+        KernelError: it is misspelt.
+    """
+    wanted = _told.get() or os.environ.get(VARIABLE, "auto")
+    if wanted not in CHOICES:
+        raise KernelError(f"{VARIABLE}={wanted} is unknown: choose from {', '.join(CHOICES)}")
+    return wanted
 
 
 @contextmanager
@@ -89,8 +100,6 @@ def choose(network: Network, tangent: Tangent, image: Array, *, preparing: bool 
         KernelError: the environment asks for a path that does not exist, or that cannot take this.
     """
     wanted = asked()
-    if wanted not in CHOICES:
-        raise KernelError(f"{VARIABLE}={wanted} is unknown: choose from {', '.join(CHOICES)}")
     if wanted == "general":
         return general
     host = namespace(image) is np

@@ -13,9 +13,10 @@ import numpy as np
 
 from kernels import cuda, native
 from kernels.arrays import Array, to_device, why_no_device
+from kernels.base import KernelError
 from kernels.fused import Path
 from kernels.layers import Layer
-from kernels.network import network_on
+from kernels.network import Network, network_on
 
 from . import memory
 
@@ -55,18 +56,20 @@ def arithmetic(on_device: bool = False) -> str:
 
 @lru_cache(maxsize=1)
 def paths() -> dict[str, str]:
-    """The paths of convolutional kernels beside the general one: the name of each, or ``absent: `` and why."""
+    """The paths of convolutional kernels beside the general one: the name of each, or ``absent: `` and why, a
+    misspelt variable among it."""
     network = network_on((Layer(3, "relu"),), "reference", (8, 8))
     image = np.zeros((1, 8, 8, 1), np.float32)
-    found = {"compiled": _state(native, native.obstacle(network, False, image), image)}
+    found = {"compiled": _state(native, network, image)}
     reason = why_no_device()
-    if reason is None:
-        image = to_device(image)
-        reason = cuda.obstacle(network, False, image)
-    return found | {"cuda": _state(cuda, reason, image)}
+    return found | {"cuda": f"absent: {reason}" if reason else _state(cuda, network, to_device(image))}
 
 
-def _state(path: Path, reason: str | None, image: Array) -> str:
+def _state(path: Path, network: Network, image: Array) -> str:
+    try:
+        reason = path.obstacle(network, False, image)
+    except KernelError as error:
+        reason = str(error)
     return path.name(image) if reason is None else f"absent: {reason}"
 
 

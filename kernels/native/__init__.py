@@ -16,7 +16,7 @@ from .. import explicit
 from ..arrays import Array
 from ..base import KernelError, Prepared
 from ..network import Network, Support, Tangent
-from .library import Library, Plan, load
+from .library import Library, NotBuilt, Plan, load
 
 _LARGEST_SCRATCH = 1 << 30
 """Bytes; one thread needs as much at most, for a block that fills the lanes."""
@@ -35,7 +35,11 @@ def name(image: Array) -> str:
 
 
 def obstacle(network: Network, tangent: Tangent, image: Array) -> str | None:
-    """As ``fused.Path.obstacle``: no library, or scratch arrays of more than a gigabyte."""
+    """As ``fused.Path.obstacle``: no library, or scratch arrays of more than a gigabyte.
+
+    Raises:
+        KernelError: ``MEGAGRAM_INSTRUCTION_SET`` is misspelt, or names what this processor lacks.
+    """
     return _obstacle(network, tangent, image.shape[3], np.dtype(image.dtype))
 
 
@@ -53,6 +57,9 @@ def scratch_bytes(
 def _obstacle(network: Network, tangent: Tangent, channels: int, dtype: np.dtype) -> str | None:
     try:
         library = load()
+    except NotBuilt as error:
+        return str(error)
+    try:
         work = _Work(network, tangent, channels, dtype)
         norms = _norm_plan(library, network, channels)
     except (KernelError, MemoryError) as error:

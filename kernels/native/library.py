@@ -198,7 +198,8 @@ def load() -> Library:
     """The library of the best instruction set, or of the one that the environment asks for.
 
     Raises:
-        KernelError: where there is none; the message is one line.
+        NotBuilt: there is none, or not the one asked for.
+        KernelError: the environment asks for an instruction set that is unknown, or not this processor's.
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", *INSTRUCTION_SETS):

@@ -74,6 +74,18 @@ def test_the_doctor_names_every_path_or_why_it_is_absent(folder: Path) -> None:
         assert state.startswith(("compiled ", "cuda", "absent: "))
 
 
+def test_the_doctor_complains_of_variables_that_mean_nothing(folder: Path) -> None:
+    """Protects whoever asks it why every command fails: it says the variable, the value and what there is."""
+    bad = {VARIABLE: "numpy", "MEGAGRAM_INSTRUCTION_SET": "avx3"}
+    facts = last_json(megagram(folder, "doctor", "--json", **bad))
+    assert facts["kernel path asked for"] == (
+        f"{VARIABLE}=numpy is unknown: choose from auto, general, compiled, cuda"
+    )
+    assert facts["compiled path"] == (
+        "absent: MEGAGRAM_INSTRUCTION_SET=avx3 is unknown: choose from baseline, avx2, avx512"
+    )
+
+
 def test_a_profile_s_path_computes_and_is_recorded(folder: Path) -> None:
     """Protects ``kernel_path`` from the profile to the tile, and back to result, report and terminal."""
     done = megagram(folder, "run", "small.toml", "--cluster", "general.toml", "--json")

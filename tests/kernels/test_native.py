@@ -478,10 +478,40 @@ def test_a_plan_that_cannot_be_made_is_an_obstacle(error: Exception, monkeypatch
 
 
 @needs_code
-def test_unknown_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(library.VARIABLE, "sse9")
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("avx3", "MEGAGRAM_INSTRUCTION_SET=avx3 is unknown: choose from baseline, avx2, avx512"),
+        ("avx2", "MEGAGRAM_INSTRUCTION_SET=avx2, but this processor .*: choose from baseline$"),
+    ],
+)
+def test_an_instruction_set_that_cannot_run_is_refused(
+    wanted: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects from hours on the general path for a typing error: only asking for that path does without."""
+    kernel = MODELS["GAP, exp, 2"]
     X = noise(1, (8, 8, 1))
-    assert "choose from" in (native.obstacle(network_of(MODELS["GAP, exp, 2"], X), False, X) or "")
+    a = kernel.prepare(X)
+    monkeypatch.setattr(library._library("baseline").code, "processor", lambda: 0)
+    monkeypatch.setenv(library.VARIABLE, wanted)
+    for call in (kernel.prepare, lambda X: kernel.pair(a, a), lambda X: kernel.cost(1, 1, X.shape[1:])):
+        with pytest.raises(KernelError, match=message):
+            call(X)
+    monkeypatch.setenv(fused.VARIABLE, "general")
+    kernel.pair(a, a)
+
+
+def test_a_misspelt_path_is_refused_wherever_a_path_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects plans too: they take scratch memory by the path that is asked for."""
+    kernel = MODELS["GAP, exp, 2"]
+    X = noise(1, (8, 8, 1))
+    a = kernel.prepare(X)
+    monkeypatch.setenv(fused.VARIABLE, "numpy")
+    for call in (kernel.prepare, lambda X: kernel.pair(a, a), lambda X: kernel.cost(1, 1, X.shape[1:])):
+        with pytest.raises(
+            KernelError, match="MEGAGRAM_KERNEL_PATH=numpy is unknown: choose from auto, general"
+        ):
+            call(X)
 
 
 @needs_code
