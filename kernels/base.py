@@ -69,17 +69,20 @@ class Prepared:
     arrays: named arrays, each with leading axis n.
     rows: (n,) int64, the samples' global row ids in their pool.
     pool: digest or name of that pool; rows of different pools are never the same sample.
+    preparation: ``Kernel.preparation`` of the kernel that it was made for; empty where nobody said.
     """
 
     arrays: Mapping[str, Array]
     rows: np.ndarray
     pool: str = ""
+    preparation: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: slice) -> Prepared:
-        return Prepared({name: a[index] for name, a in self.arrays.items()}, self.rows[index], self.pool)
+        arrays = {name: a[index] for name, a in self.arrays.items()}
+        return replace(self, arrays=arrays, rows=self.rows[index])
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +101,8 @@ class Prepared:
     def part(self, prefix: str) -> Prepared:
         """The arrays whose names begin with ``prefix/``, without it (used by sums and products)."""
         head = prefix + "/"
-        return replace(self, arrays={k[len(head) :]: a for k, a in self.arrays.items() if k.startswith(head)})
+        arrays = {k[len(head) :]: a for k, a in self.arrays.items() if k.startswith(head)}
+        return replace(self, arrays=arrays, preparation="")
 
 
 def same_rows(a: Prepared, b: Prepared) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +174,19 @@ class Kernel(ABC):
     def prepared_description(self) -> dict[str, Any]:
         """JSON that names what ``prepare`` computes; kernels with equal ones share prepared blocks."""
         return self.describe()
+
+    @cached_property
+    def preparation(self) -> str:
+        """sha256 of ``prepared_description``, which prepared blocks carry."""
+        return digest(self.prepared_description())
+
+    def _check_preparation(self, a: Prepared) -> None:
+        """Raise KernelError where ``a`` says that it was made for a kernel that prepares something else."""
+        if a.preparation not in ("", self.preparation):
+            raise KernelError(
+                f"blocks were prepared for another kernel than this {self.kind} one, with other layers or terms: "
+                f"prepare them with this kernel"
+            )
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -275,22 +292,22 @@ class _Composite(Kernel):
         rows = row_ids(X, rows)
         distinct: dict[str, Prepared] = {}
         for term in self.terms:
-            key = digest(term.prepared_description())
-            if key not in distinct:
-                distinct[key] = term.prepare(X, rows, pool)
+            if term.preparation not in distinct:
+                distinct[term.preparation] = term.prepare(X, rows, pool)
         arrays = {
             f"{slot}/{name}": a for slot, p in enumerate(distinct.values()) for name, a in p.arrays.items()
         }
-        return Prepared(arrays, rows, pool)
+        return Prepared(arrays, rows, pool, self.preparation)
 
     @cached_property
     def _slots(self) -> tuple[int, ...]:
         """For each term the number of its prepared block; terms that prepare the same share one."""
-        keys = [digest(term.prepared_description()) for term in self.terms]
+        keys = [term.preparation for term in self.terms]
         order = list(dict.fromkeys(keys))
         return tuple(order.index(key) for key in keys)
 
     def _parts(self, a: Prepared) -> Iterator[tuple[Kernel, Prepared]]:
+        self._check_preparation(a)
         for slot, term in zip(self._slots, self.terms, strict=True):
             yield term, a.part(str(slot))
 
@@ -309,7 +326,7 @@ class _Composite(Kernel):
         return "; ".join(filter(None, remarks))
 
     def prepared_description(self) -> dict[str, Any]:
-        distinct = {digest(d): d for d in (term.prepared_description() for term in self.terms)}
+        distinct = {term.preparation: term.prepared_description() for term in self.terms}
         return {"parts": list(distinct.values())}
 
     def check(self, shape: tuple[int, ...]) -> None:

@@ -140,12 +140,13 @@ class Convolutional(NetworkKernel):
         X = namespace(X).ascontiguousarray(X)
         network = self.network(X.shape[1:])
         path = choose(network, self.tangent, X, preparing=True)
-        return Prepared(_arrays(path, network, X), rows, pool)
+        return Prepared(_arrays(path, network, X), rows, pool, self.preparation)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         image, _ = self._images(a, b)
         network = self.network(image.shape[1:])
         for part in (a, b):
+            self._check_preparation(part)
             _check_norms(network, part)
         path = choose(network, self.tangent, image)
         i, j = same = same_rows(a, b)
@@ -157,6 +158,7 @@ class Convolutional(NetworkKernel):
     def diag(self, a: Prepared) -> Array:
         image = a.arrays["image"]
         network = self.network(image.shape[1:])
+        self._check_preparation(a)
         _check_norms(network, a)
         path = choose(network, self.tangent, image)
         if self._rounds_diagonals(image):

@@ -139,7 +139,7 @@ class RotoTranslation(NetworkKernel):
         else:
             turned = {f"norm{k}": norm for k, norm in enumerate(self._turned_patch_norms(X), 1)}
         arrays = {**upright.arrays, **{f"{_TURNED}/{name}": array for name, array in turned.items()}}
-        return replace(upright, arrays=arrays)
+        return replace(upright, arrays=arrays, preparation=self.preparation)
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         image, _ = self._images(a, b)
@@ -219,7 +219,9 @@ class RotoTranslation(NetworkKernel):
 
     def _slices(self, a: Prepared) -> tuple[Prepared, ...]:
         """The slices at 0 and, with 8 rotations, 45 degrees: images with the patch norms of the slice."""
-        upright = replace(a, arrays={name: x for name, x in a.arrays.items() if "/" not in name})
+        self._check_preparation(a)
+        plain = {name: x for name, x in a.arrays.items() if "/" not in name}
+        upright = replace(a, arrays=plain, preparation="")
         if self.rotations == 4:
             return (upright,)
         turned = a.part(_TURNED)

@@ -299,6 +299,12 @@ class FeatureStore(Store):
     def block_count(self) -> int:
         return -(-self.rows // self.side)
 
+    @cached_property
+    def _preparation(self) -> str:
+        """That of the kernel whose blocks these are; empty where the store's description names none."""
+        prepared = self.description.get("prepared")
+        return "" if prepared is None else digest(prepared)
+
     def extent(self, block: int) -> slice:
         return slice(block * self.side, min((block + 1) * self.side, self.rows))
 
@@ -319,7 +325,8 @@ class FeatureStore(Store):
             _array_name(name): self.read(name, self._index(name, block), extent)
             for name in self.attributes["arrays"]
         }
-        return Prepared(arrays, np.arange(extent.start, extent.stop, dtype=np.int64), self.pool_name)
+        rows = np.arange(extent.start, extent.stop, dtype=np.int64)
+        return Prepared(arrays, rows, self.pool_name, self._preparation)
 
     def write_block(self, block: int, prepared: Prepared) -> None:
         """Write a prepared block once; an array already there is left as it is.

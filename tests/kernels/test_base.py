@@ -62,6 +62,15 @@ def test_terms_share_what_they_prepare() -> None:
     assert len(apart.arrays) == 4
 
 
+def test_blocks_of_other_terms_are_refused() -> None:
+    """Protects from terms that would take each other's blocks, of equal shapes, by their place in the sum."""
+    plain, floored = DotProduct("square"), DotProduct("square", floor=0.5)
+    a = (plain + floored).prepare(np.ones((2, 3)))
+    with pytest.raises(KernelError, match="prepare them with this kernel"):
+        (floored + plain).pair(a, a)
+    (2.0 * (plain + floored)).pair(a[:1], a)
+
+
 def test_weights_are_numbers_that_are_not_negative() -> None:
     assert (2 * EXP).fingerprint == Scaled(EXP, 2.0).fingerprint == Scaled(EXP, 2).fingerprint  # type: ignore[arg-type]
     np.testing.assert_array_equal((0 * EXP).gram(X), np.zeros((6, 6)))

@@ -548,7 +548,7 @@ def test_blocks_of_another_network_are_refused(path: str, monkeypatch: pytest.Mo
         for steps in ((4, 1), (2, 5), (2, 2, 2))
     )
     X = np.random.default_rng(0).random((3, 32, 32, 3))
-    other = first.prepare(X)
+    other = replace(first.prepare(X), preparation="")  # by shapes alone
     for kernel in (second, third):
         own = kernel.prepare(X)
         for blocks in ((own, other), (other, own), (other, other)):
@@ -556,6 +556,21 @@ def test_blocks_of_another_network_are_refused(path: str, monkeypatch: pytest.Mo
                 kernel.pair(*blocks)
         with pytest.raises(KernelError, match="prepare them with this kernel"):
             kernel.diag(other)
+
+
+def test_blocks_of_other_patches_on_the_same_grids_are_refused() -> None:
+    """Protects from norms of other patches, of the shapes that this kernel's have: a matrix that looks like one."""
+    X = np.random.default_rng(0).random((3, 10, 10, 1))
+    kernel, other = (network([EXP, RELU], (2, 1), mode="same", patch=patch) for patch in (3, 5))
+    a, wrong = kernel.prepare(X), other.prepare(X)
+    assert [x.shape for x in a.arrays.values()] == [x.shape for x in wrong.arrays.values()]
+    for blocks in ((a, wrong), (wrong, a), (wrong, wrong), (a[:2], wrong[:2])):
+        with pytest.raises(KernelError, match="prepare them with this kernel"):
+            kernel.pair(*blocks)
+    with pytest.raises(KernelError, match="prepare them with this kernel"):
+        kernel.diag(wrong)
+    last = replace(kernel, layers=(kernel.layers[0], Layer(3, **EXP, pooling="global")))
+    np.testing.assert_array_equal(last.pair(a, a), last.gram(X))
 
 
 def native_obstacle() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -303,6 +304,18 @@ def test_4_rotations_share_prepared_blocks_with_the_plain_kernel(final: str) -> 
     np.testing.assert_array_equal(shared, kernel.gram(X, Y))
     descriptions = [group(final, 8).prepared_description() for final in ("rot", "orbit")]
     assert len({str(d) for d in (*descriptions, plain.prepared_description())}) == 3
+
+
+@pytest.mark.parametrize("final", FINALS)
+@pytest.mark.parametrize("rotations", [4, 8])
+def test_blocks_of_other_patches_are_refused(final: str, rotations: int) -> None:
+    """Protects from norms of other patches, which have the same shapes."""
+    kernel = group(final, rotations)
+    other = replace(kernel, layers=tuple(replace(layer, patch=layer.patch + 2) for layer in kernel.layers))
+    wrong = other.prepare(X)
+    for refused in (lambda: kernel.pair(kernel.prepare(X), wrong), lambda: kernel.diag(wrong)):
+        with pytest.raises(KernelError, match="prepare them with this kernel"):
+            refused()
 
 
 @pytest.mark.parametrize("kernel", ALL, ids=identify)

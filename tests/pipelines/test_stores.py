@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kernels.base import Prepared
+from kernels.base import KernelError, Prepared
+from kernels.convolutional import Convolutional, Layer
 from pipelines import leases, stores, tile_files
 from pipelines.errors import ChunkLost, DiskFull, NumericalError, StoreError
 from pipelines.pools import axis_of
@@ -276,6 +278,20 @@ def test_prepared_blocks_come_back_with_their_rows(root: Path) -> None:
     np.testing.assert_array_equal(block.arrays["unit"], data(10)[8:])
     assert block.pool == store.pool_name != ""
     assert block.arrays["0/norm"].dtype == np.float32
+
+
+def test_stored_blocks_keep_which_kernel_they_are_for(root: Path) -> None:
+    """Protects kernels from blocks of others, of equal shapes, through a store and on a worker too."""
+    kernel = Convolutional((Layer(3, "relu"),), pooling_mode="same")
+    made = kernel.prepare(np.ones((4, 8, 8, 1)))
+    described = {"pool": {}, "prepared": kernel.prepared_description()}
+    store = FeatureStore.open_or_create(root, described, axis_of(data(4)), made, SIDE)
+    store.write_block(0, made)
+    block = FeatureStore(store.path).read_block(0)
+    assert block.preparation == made.preparation != ""
+    kernel.pair(block, made)
+    with pytest.raises(KernelError, match="prepare them with this kernel"):
+        replace(kernel, layers=(Layer(5, "relu"),)).pair(block, block)
 
 
 def test_a_block_is_there_when_all_its_arrays_are(root: Path) -> None:
