@@ -258,7 +258,9 @@ def require_float(X: Array) -> np.dtype:
 
     Raises:
         KernelError: any other dtype; kernels never convert silently.
+        TypeError: X is no NumPy or CuPy array.
     """
+    namespace(X)
     if X.dtype not in (np.float32, np.float64):
         raise KernelError(
             f"kernels take float32 or float64 arrays, not {X.dtype}; convert with X.astype(...)"

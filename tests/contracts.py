@@ -155,6 +155,8 @@ class KernelContract:
             self.kernel.prepare(X[..., None])
         with pytest.raises(KernelError, match="row ids"):
             self.kernel.prepare(X, np.arange(2))
+        with pytest.raises(TypeError, match="expected a NumPy or CuPy array, got list"):
+            self.kernel.gram(X.tolist())
 
     def test_blocks_of_different_kinds_of_samples_are_refused(self) -> None:
         a = self.kernel.prepare(self.samples(2))
