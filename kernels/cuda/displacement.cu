@@ -71,7 +71,13 @@ struct PatchSums {
         for (int d = -BEFORE; d <= AFTER; ++d) {
             const int row = i + d;
             if (PERIODIC) {
-                sum += row < 0 ? bottom[row + BEFORE] : row >= HEIGHT ? top[row - HEIGHT] : recent[row % PATCH];
+                if (BEFORE > 0 && row < 0) {
+                    sum += bottom[row + BEFORE];
+                } else if (AFTER > 0 && row >= HEIGHT) {
+                    sum += top[row - HEIGHT];
+                } else {
+                    sum += recent[row % PATCH];
+                }
             } else if (within(row, HEIGHT)) {
                 const bool joined = (row < place.seam_row) == (i < place.seam_row);
                 sum = fmaf(joined ? 1.0f : 0.0f, recent[row % PATCH], sum);
