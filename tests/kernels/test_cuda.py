@@ -58,23 +58,6 @@ TOLERANCE = 2e-6
 LIMITS = {"sm_80": 166_912, "sm_90": 232_448}
 """Bytes of shared memory that a block may have."""
 
-KIND = (
-    *(
-        "FUNCTION",
-        "DEGREE",
-        "SIGNED",
-        "TANGENT",
-        "IMAGES",
-        "POOL",
-        "PERIODIC",
-        "PATCH",
-        "PATCH_SCALE",
-        "RUNS",
-    ),
-    *("ROW_STRIDE", "ROW_FIRST", "ROW_TAP_COUNT", "SEGMENT"),
-)
-"""Constants of a program that choose its code; those of columns go with those of rows."""
-
 SAMPLE = (
     ("exp/exp, gaussian, reference", (8, 8, 3)),
     ("relu both, gaussian, periodic", (8, 8, 1)),
@@ -562,76 +545,21 @@ def test_passes_over_products_compile_for_devices(program, architecture, tmp_pat
     compile_for(architecture, program, tmp_path)
 
 
-def constants(program: Program) -> dict[str, str]:
-    """What the program is specialised to, without its tables."""
-    return dict(re.findall(r"#define (\w+) (.+)$", program.source, re.MULTILINE))
-
-
-def kind(program: Program) -> tuple[str, ...]:
-    """What chooses code in a program, how wide a grid it is for, and whether several blocks share a pair; other
-    constants are sizes and factors."""
-    given = constants(program)
-    cut = "cut" if program.blocks > 1 else "whole"
-    return program.name, *(given.get(name, "") for name in KIND), cut
-
-
 @pytest.fixture(scope="module")
-def kinds() -> dict[str, dict[tuple[str, ...], Program]]:
-    """For each architecture one program of every kind that models have on images of every size."""
-    found: dict[str, dict[tuple[str, ...], Program]] = {}
-    for architecture, limit in LIMITS.items():
-        chosen = found[architecture] = {}
-        for turn, kernel in enumerate(MODELS.values()):
-            for number in range(turn, turn + len(SIZES)):
-                shape = (*SIZES[number % len(SIZES)], CHANNELS[number % len(CHANNELS)])
-                if admissible(kernel, shape):
-                    for program in programs(kernel, shape, limit):
-                        chosen.setdefault(kind(program), program)
-    return found
+def compiled() -> set[tuple[str, str]]:
+    """Architectures and sources that compiled: models have programs in common."""
+    return set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", LIMITS)
-@pytest.mark.parametrize("function", ["EXPONENTIAL", "RELU", "POLYNOMIAL", "LINEAR", "SQUARE", ""])
-def test_every_kind_of_program_compiles_for_devices(function, architecture, kinds, tmp_path):
-    """One program of each kind: a layer of images or of arrays, pooled or summed, by function, degree and sign, with
-    and without tangent, patch, pooling window and stride, wrapping or not, the lanes that a row takes, a pair in one
-    block or in several; and all layers by displacement (no function). Of programs that differ in sizes, channels and
-    factors alone the first one met is taken, while sizes and channels take turns over the models."""
-    chosen = {key: program for key, program in kinds[architecture].items() if key[1] == function}
-    assert chosen
-    for program in chosen.values():
-        compile_for(architecture, program, tmp_path)
-
-
-def test_kinds_of_programs_leave_out_sizes_and_factors_alone():
-    """Whatever else a program is specialised to belongs to its kind: a constant that is new must be put to one side."""
-    sizes = {
-        *(
-            "HEIGHT",
-            "WIDTH",
-            "THREADS",
-            "BLOCKS_AT_ONCE",
-            "SHARED_BYTES",
-            "ROWS",
-            "CHANNELS",
-            "CHANNEL_STRIDE",
-        ),
-        *(
-            "POOLED_HEIGHT",
-            "POOLED_WIDTH",
-            "POOLED_ROWS",
-            "TEAMS",
-            "PHASE_COLUMNS",
-            "WINDOW_ROWS",
-            "STORED_ROWS",
-        ),
-        *("ROW_BEGIN", "ROW_END", "COLUMN_STRIDE", "COLUMN_FIRST", "COLUMN_TAP_COUNT", "COLUMN_BEGIN"),
-        *("COLUMN_END", "LAYERS", "DOWN_COUNT", "RIGHT_COUNT", "NUMBER", "FLOOR"),
-    }
-    for name in ("exp/exp 2-5", "GAP, relu NTK, 5"):
-        for program in programs(MODELS[name], (32, 32, 3), LIMITS["sm_90"]):
-            assert set(constants(program)) <= sizes | set(KIND)
+@pytest.mark.parametrize(("name", "shape"), cases())
+def test_every_specialised_program_compiles_for_devices(name, shape, architecture, compiled, tmp_path):
+    """Every model on images of every size that it takes; numbers of channels take turns."""
+    for program in programs(MODELS[name], shape, LIMITS[architecture]):
+        if (architecture, program.source) not in compiled:
+            compile_for(architecture, program, tmp_path)
+            compiled.add((architecture, program.source))
 
 
 @pytest.mark.parametrize("limit", [49_152, *LIMITS.values()])
