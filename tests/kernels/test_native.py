@@ -147,6 +147,33 @@ def test_every_model_on_every_size(name: str) -> None:
             compare(MODELS[name], noise(3, shape), dtype, ERROR)
 
 
+LARGE = (
+    ("exp/exp 2-5", (32, 32, 3)),
+    ("poly2/exp 2-5", (28, 28, 1)),
+    ("exp/linear 2-5", (28, 28, 2)),
+    ("relu NTK 2-5", (32, 32, 3)),
+    ("exp 2-2-2", (28, 28, 5)),
+    ("relu both, average, same", (28, 28, 1)),
+    ("exp/poly2, strided, periodic", (31, 20, 3)),
+    ("one layer, relu both, 5", (31, 20, 1)),
+    ("four layers, relu NTK, same", (28, 28, 2)),
+    ("no pooling, exp x 3", (32, 32, 3)),
+    ("GAP, relu both, 2", (28, 28, 1)),
+    ("patches 1 and 5", (31, 20, 2)),
+    ("poly5/square", (28, 28, 1)),
+)
+"""Every scalar function, tangents, every pooling and mode, one layer to four, strides, on the sizes of real images."""
+
+
+@needs_code
+@pytest.mark.parametrize(("name", "shape"), LARGE, ids=str)
+def test_a_sample_of_models_on_large_images(name: str, shape: tuple[int, int, int]) -> None:
+    """Protects, in the quick tests, what small images have none of: grids wider than a vector, long pooling windows
+    inside the border, pooled grids of many positions."""
+    for dtype in (np.float32, np.float64):
+        compare(MODELS[name], noise(3, shape), dtype, ERROR)
+
+
 layers = st.builds(
     Layer,
     patch=st.integers(1, 5),
