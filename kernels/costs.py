@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .base import Cost
 from .blocks import block_shape
+from .dot_product import raising_steps
 from .layers import Layer
 from .workspace import padded
 
@@ -30,7 +31,7 @@ class Rates:
     call: float
 
 
-RATES = {4: Rates(1 / 85e9, 0.11e-9, 0.43e-9, 1.0e-6), 8: Rates(1 / 50e9, 0.23e-9, 1.25e-9, 1.0e-6)}
+RATES = {4: Rates(1 / 105e9, 0.105e-9, 0.5e-9, 0.5e-6), 8: Rates(1 / 52e9, 0.27e-9, 1.2e-9, 0.5e-6)}
 """By the size of a number in bytes, 4 or 8: of one core of the machine of the benchmarks."""
 
 
@@ -80,7 +81,8 @@ class Work:
         """The scalar function of a layer on so many entries, each step in so many calls."""
         relu = layer.kernel == "relu"
         steps = {"relu": 8.0, "exponential": 1.0, "linear": 0.0, "square": 1.0}
-        each = steps.get(layer.kernel, 2 * layer.number()) + 2 * (relu and tangent)
+        power = raising_steps(int(layer.number())) if layer.kernel == "polynomial" else 0
+        each = steps.get(layer.kernel, power) + 2 * (relu and tangent)
         transcendentals = 2.0 * relu + (layer.kernel == "exponential")
         self.go_over(each * entries, (each + transcendentals) * calls, far)
         self.transcendentals += transcendentals * entries
@@ -228,7 +230,8 @@ def _features(recursion: Recursion) -> Work:
     if recursion.start:
         features, out = recursion.feature_count, len(H) * len(C)
         work.multiply(2.0 * features * (h * w * len(C) + h * out), features)
-        work.go_over(features * (2 * h * w + 2 * h * len(C) + 4 * out), 2 * patch, far=True)
+        # One monomial at a time, beside patches that do not stay near.
+        work.go_over(features * (4 * h * w + 4 * h * len(C) + 8 * out), 2 * patch)
     return work
 
 

@@ -75,6 +75,13 @@ def raise_to(u: Array, degree: int, scratch: Array) -> None:
             u *= scratch
 
 
+def raising_steps(degree: int) -> int:
+    """How often ``raise_to`` goes over its array."""
+    twos = (degree & -degree).bit_length() - 1
+    odd = degree >> twos
+    return twos + (0 if odd == 1 else odd.bit_length() + odd.bit_count() - 1)
+
+
 def inverse_norms(norm: Array, floor: float) -> Array:
     """1/max(norm, floor) (K2)."""
     return 1 / namespace(norm).maximum(norm, norm.dtype.type(floor))

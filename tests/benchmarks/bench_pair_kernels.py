@@ -222,20 +222,20 @@ def images(case: Case, n: int) -> np.ndarray:
     return np.random.default_rng(0).random((n, *case.shape)).astype(case.dtype)
 
 
-def samples(kernel: Kernel, case: Case, n: int) -> Prepared:
-    return device.placed(kernel.prepare(images(case, n)))
+def samples(kernel: Kernel, case: Case, n: int, pool: str = "") -> Prepared:
+    return device.placed(kernel.prepare(images(case, n), pool=pool))
 
 
 def pairs(kernel: Kernel, case: Case, asked: dict[str, str], seconds: float) -> Timer:
-    """Blocks of a few first images by many second ones: about ``seconds`` of work, in whole groups."""
+    """Blocks of a few first images by many second ones, no pair of one sample: about ``seconds`` of work, in whole
+    groups."""
     with environment(asked):
         on_device = device.used()
         general = asked[VARIABLE] == "general"
         rows, columns = (1, 2) if general else (1, 2 * GROUP)
         if on_device:
             rows, columns = 16, 64
-        b = samples(kernel, case, columns)
-        a = b[:rows]
+        b, a = samples(kernel, case, columns), samples(kernel, case, rows, "others")
         call = calling(kernel, a, b, asked)
         call()
         once = max(clocked(Timer(call, 1, on_device))().value, 1e-5)
@@ -243,9 +243,8 @@ def pairs(kernel: Kernel, case: Case, asked: dict[str, str], seconds: float) -> 
         if wanted > 2 * rows * columns:
             side = kernel.tile_side(case.dtype)
             columns = int(np.clip(wanted // 4 // GROUP * GROUP, GROUP, side))
-            b = samples(kernel, case, columns)
             rows = int(np.clip(wanted // columns, 1, columns))
-            a = b[:rows]
+            b, a = samples(kernel, case, columns), samples(kernel, case, rows, "others")
         return Timer(calling(kernel, a, b, asked), rows * columns, on_device)
 
 
