@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from . import general, native
+from . import native
 from .arrays import Array, namespace
 from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, same_rows
-from .fused import Path, asked, choose, why_general
+from .fused import asked, choose, path_told, why_general
+from .general import engine
 from .layers import Layer
 from .network import Network, Tangent, network_on
 from .parameters import choice, flag
@@ -44,8 +46,55 @@ class NetworkKernel(Kernel):
     def joint(self) -> Kernel:
         return self._with("both") if self.tangent else self
 
-    def _with(self, tangent: Tangent) -> Kernel:
+    def _with(self, tangent: Tangent) -> Self:
         return replace(self, tangent=tangent)  # type: ignore[call-arg]  # a field of subclasses
+
+    @abstractmethod
+    def block(self, a: Prepared, b: Prepared) -> Array:
+        """As ``pair``, always (outputs, n, m), computed in the dtype of the images throughout."""
+
+    @abstractmethod
+    def diagonal(self, a: Prepared) -> Array:
+        """As ``diag``, always (outputs, n), computed in the dtype of the images throughout."""
+
+    def pair(self, a: Prepared, b: Prepared) -> Array:
+        result = self.block(a, b)
+        image = a.arrays["image"]
+        i, j = same_rows(a, b)
+        if len(i) and self._rounds_diagonals(image):
+            i, j = (namespace(image).asarray(index) for index in (i, j))
+            result[-1, i, j] = self._tangent_diagonal(image[i])
+        return result if len(self.outputs) > 1 else result[0]
+
+    def diag(self, a: Prepared) -> Array:
+        image = a.arrays["image"]
+        if not self._rounds_diagonals(image):
+            result = self.diagonal(a)
+            return result if len(self.outputs) > 1 else result[0]
+        self._check_preparation(a)
+        tangent = self._tangent_diagonal(image)
+        if len(self.outputs) == 1:
+            return tangent
+        return namespace(image).stack([self._with(False).diag(a), tangent])
+
+    def _rounds_diagonals(self, image: Array) -> bool:
+        """Whether tangent diagonals in the dtype of the images would be off by more than other entries are (K13).
+
+        Flat ground makes many patches of one image equal, at different positions too. There the rounding of cosines
+        counts sqrt(2 e)/pi in kappa_0, always downwards, which in float32 comes to 5e-5 of an entry.
+        """
+        return bool(self.tangent) and image.dtype == np.float32
+
+    def _tangent_diagonal(self, images: Array) -> Array:
+        """The tangent kernel (n,) of images (n, h, w, c) with themselves, computed in float64, in their dtype."""
+        kernel = self._with(True)
+        result = namespace(images).empty(len(images), images.dtype)
+        # The path that is asked for may not take float64: that of CUDA never does.
+        with path_told("" if asked() == "general" else "auto"):
+            for start in range(0, len(images), _DIAGONAL_IMAGES):
+                part = slice(start, start + _DIAGONAL_IMAGES)
+                result[part] = kernel.diag(kernel.prepare(images[part].astype(np.float64)))
+        return result
 
     def _images(self, a: Prepared, b: Prepared) -> tuple[Array, Array]:
         """The images of two blocks.
@@ -86,6 +135,7 @@ class Convolutional(NetworkKernel):
     pooling_mode: str = "reference"
 
     kind: ClassVar[str] = "convolutional"
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -101,10 +151,6 @@ class Convolutional(NetworkKernel):
                 raise KernelError(f"tangent needs relu in every layer; layers[{number}] is {layer.kernel}")
             if layer.pooling == "global" and number < len(self.layers) - 1:
                 raise KernelError(f"layers[{number}] pools globally, which only the last layer may")
-
-    def revisions(self) -> Any:
-        # Tangent kernels once had other last digits, and diagonals of their dtype.
-        return self.revision + bool(self.tangent)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -139,54 +185,24 @@ class Convolutional(NetworkKernel):
         rows = row_ids(X, rows)
         X = namespace(X).ascontiguousarray(X)
         network = self.network(X.shape[1:])
-        path = choose(network, self.tangent, X, preparing=True)
-        return Prepared(_arrays(path, network, X), rows, pool, self.preparation)
+        norms = choose(network, self.tangent, X, preparing=True).patch_norms(network, X)
+        arrays = {"image": X} | {f"norm{k}": norm for k, norm in enumerate(norms, 1)}
+        return Prepared(arrays, rows, pool, self.preparation)
 
-    def pair(self, a: Prepared, b: Prepared) -> Array:
+    def block(self, a: Prepared, b: Prepared) -> Array:
         image, _ = self._images(a, b)
         network = self.network(image.shape[1:])
         for part in (a, b):
             self._check_preparation(part)
             _check_norms(network, part)
-        path = choose(network, self.tangent, image)
-        i, j = same = same_rows(a, b)
-        result = path.pair(network, self.tangent, a, b, same)
-        if len(i) and self._rounds_diagonals(image):
-            result[:, i, j] = self._diagonal(path, network, image[i])
-        return result if len(self.outputs) > 1 else result[0]
+        return choose(network, self.tangent, image).pair(network, self.tangent, a, b, same_rows(a, b))
 
-    def diag(self, a: Prepared) -> Array:
+    def diagonal(self, a: Prepared) -> Array:
         image = a.arrays["image"]
         network = self.network(image.shape[1:])
         self._check_preparation(a)
         _check_norms(network, a)
-        path = choose(network, self.tangent, image)
-        if self._rounds_diagonals(image):
-            result = self._diagonal(path, network, image)
-        else:
-            result = path.diag(network, self.tangent, a)
-        return result if len(self.outputs) > 1 else result[0]
-
-    def _rounds_diagonals(self, image: Array) -> bool:
-        """Whether diagonals in the dtype of the images would be off by more than other entries are (K13).
-
-        Flat ground makes many patches of one image equal, at different positions too. There the rounding of cosines
-        counts sqrt(2 e)/pi in kappa_0, always downwards, which in float32 comes to 5e-5 of an entry.
-        """
-        return bool(self.tangent) and image.dtype == np.float32
-
-    def _diagonal(self, path: Path, network: Network, images: Array) -> Array:
-        """The diagonal (outputs, n) of images (n, h, w, c), computed in float64, in their dtype."""
-        xp = namespace(images)
-        if path.obstacle(network, self.tangent, images[:0].astype(np.float64)) is not None:
-            path = general
-        result = xp.empty((len(self.outputs), len(images)), images.dtype)
-        for start in range(0, len(images), _DIAGONAL_IMAGES):
-            part = slice(start, start + _DIAGONAL_IMAGES)
-            X = images[part].astype(np.float64)
-            block = Prepared(_arrays(path, network, X), np.arange(len(X)))
-            result[:, part] = path.diag(network, self.tangent, block)
-        return result
+        return choose(network, self.tangent, image).diag(network, self.tangent, a)
 
     def path(self, a: Prepared) -> str:
         image = a.arrays["image"]
@@ -201,17 +217,11 @@ class Convolutional(NetworkKernel):
         self.check(shape)
         dtype = np.dtype(np.float32 if itemsize == 4 else np.float64)
         network = self.network(shape)
-        cost = general.engine(network, self.tangent, np, dtype, shape[2]).cost(n, m)
+        cost = engine(network, self.tangent, np, dtype, shape[2]).cost(n, m)
         if asked() == "general":
             return cost
         compiled = native.scratch_bytes(network, self.tangent, n, m, shape[2], dtype)
         return replace(cost, scratch_bytes=max(cost.scratch_bytes, compiled))
-
-
-def _arrays(path: Path, network: Network, X: Array) -> dict[str, Array]:
-    """What a block of images (n, h, w, c) holds."""
-    norms = path.patch_norms(network, X)
-    return {"image": X} | {f"norm{k}": norm for k, norm in enumerate(norms, 1)}
 
 
 def _check_norms(network: Network, part: Prepared) -> None:

@@ -141,7 +141,7 @@ class RotoTranslation(NetworkKernel):
         arrays = {**upright.arrays, **{f"{_TURNED}/{name}": array for name, array in turned.items()}}
         return replace(upright, arrays=arrays, preparation=self.preparation)
 
-    def pair(self, a: Prepared, b: Prepared) -> Array:
+    def block(self, a: Prepared, b: Prepared) -> Array:
         image, _ = self._images(a, b)
         xp = namespace(image)
         symmetric = a is b
@@ -152,19 +152,18 @@ class RotoTranslation(NetworkKernel):
             if symmetric and term.transposed < term:
                 continue
             right = _turned_by(second[term.second], term.quarters)
-            block = self._block(term, first[term.first], right)
-            total += block
+            values = self._block(term, first[term.first], right)
+            total += values
             if symmetric and term.transposed != term:
-                total += block.swapaxes(1, 2)
+                total += values.swapaxes(1, 2)
         if symmetric:
             # Of a term that is its own transpose both triangles are there, rounded differently.
             total += total.swapaxes(1, 2).copy()
             total /= 2
         total /= len(self._terms)
-        result = total.astype(image.dtype)
-        return result if len(self.outputs) > 1 else result[0]
+        return total.astype(image.dtype)
 
-    def diag(self, a: Prepared) -> Array:
+    def diagonal(self, a: Prepared) -> Array:
         image = a.arrays["image"]
         xp = namespace(image)
         slices = self._slices(a)
@@ -175,8 +174,7 @@ class RotoTranslation(NetworkKernel):
             right = _turned_by(slices[term.second], term.quarters)
             total += (1 + (term.transposed != term)) * self._diagonal(term, slices[term.first], right)
         total /= len(self._terms)
-        result = total.astype(image.dtype)
-        return result if len(self.outputs) > 1 else result[0]
+        return total.astype(image.dtype)
 
     def path(self, a: Prepared) -> str:
         """That of the plain kernel where it does the work; else the general one."""
@@ -231,8 +229,7 @@ class RotoTranslation(NetworkKernel):
     def _block(self, term: _Term, a: Prepared, b: Prepared) -> Array:
         """One term, (outputs, n, m)."""
         if self._by_plain_kernel:
-            block = self._plain.pair(a, b)
-            return block if len(self.outputs) > 1 else block[None]
+            return self._plain.block(a, b)
         _require_general_path(self)
         image = a.arrays["image"]
         xp = namespace(image)
@@ -255,10 +252,9 @@ class RotoTranslation(NetworkKernel):
         result = xp.empty((len(self.outputs), len(a)), image.dtype)
         if self._by_plain_kernel:
             if a is b:
-                result[...] = self._plain.diag(a)
-                return result
+                return self._plain.diagonal(a)
             for i in range(len(a)):
-                result[:, i] = self._plain.pair(a[i : i + 1], b[i : i + 1])[..., 0, 0]
+                result[:, i] = self._plain.block(a[i : i + 1], b[i : i + 1])[:, 0, 0]
             return result
         _require_general_path(self)
         recursion = self._recursion(term, image.shape[1:], xp, image.dtype)

@@ -8,6 +8,8 @@ import pytest
 
 from kernels import fused, native
 from kernels.base import Kernel
+from kernels.groups import RotoTranslation
+from kernels.layers import Layer
 
 BOUND = 1e-6
 PATHS = ("general", "compiled")
@@ -84,6 +86,26 @@ def test_tangent_diagonals_of_flat_images(name: str, path: str) -> None:
     """Protects K_ii where flat ground makes patches of one image equal at different positions: float32 made 5e-5 of
     that."""
     check_diagonals(models.MODELS[name], models.flat_images(4, 24))
+
+
+@pytest.mark.parametrize(("final", "rotations"), [("rot", 4), ("rot", 8), ("rot+gap", 4), ("orbit", 8)])
+def test_tangent_diagonals_under_turns(final: str, rotations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of kernels that turn images: an image turned has parallel patches as well."""
+    monkeypatch.delenv(fused.VARIABLE, raising=False)
+    last = "global" if final == "rot+gap" else "gaussian"
+    layers = (Layer(3, "relu", pooling="gaussian"), Layer(3, "relu", pooling=last))
+    check_diagonals(RotoTranslation(layers, final, rotations, True), models.flat_images(4, 12))
+
+
+def test_one_kernel_has_the_same_bits_beside_its_tangent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects stores: tiles of the random-feature kernel come from passes with the tangent kernel or without it."""
+    monkeypatch.setenv(fused.VARIABLE, "general")
+    both = models.MODELS["three layers, relu both"]
+    X = models.flat_images(4, 24).astype(np.float32)
+    alone = both.outputs[0]
+    a = alone.prepare(X, pool="x")
+    np.testing.assert_array_equal(both.pair(a, a)[0], alone.pair(a, a))
+    np.testing.assert_array_equal(both.diag(a)[0], alone.diag(a))
 
 
 @pytest.mark.slow
