@@ -144,7 +144,9 @@ def _gradients(problem: Problem, width: int, means: Means) -> Estimate:
     systems = r * (t + PROBES)
     together = means.speed.worker * means.workers
     iterations = min(GUESSED_ITERATIONS, problem.max_iterations or GUESSED_ITERATIONS, width)
-    rank = min(RANK, rank_within(means.driver_bytes // 2, width, "float32"))
+    # In powers of two, as for kernels: bits do not follow every change of the memory that is free.
+    within = rank_within(means.driver_bytes // 2, width, "float32")
+    rank = min(RANK, 2 ** (within.bit_length() - 1))
     rank_bytes = preconditioner_bytes(width, rank, "float32")
     # First a pass for Phi^T Y, then sketches that double, then iterations, last the predictions.
     passes = iterations + 2 + rank / SKETCH + 1
@@ -160,7 +162,7 @@ def _gradients(problem: Problem, width: int, means: Means) -> Estimate:
     return replace(
         found,
         rank_bytes=rank_bytes,
-        memory_bound=rank < min(RANK, (width + 1) // 2),
+        memory_bound=rank < RANK and 2 * rank <= (width + 1) // 2,
         pass_columns=read_columns(problem.itemsize),
     )
 

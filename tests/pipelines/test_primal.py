@@ -22,6 +22,7 @@ from pipelines.site import Site
 from pipelines.solvers import Means, Problem, Status, build_primal, choose_primal, primal
 from pipelines.solvers.base import Solution
 from pipelines.solvers.choose import PRECONDITIONING
+from pipelines.solvers.preconditioner import preconditioner_bytes
 from pipelines.solvers.primal import FeatureOperator, PrimalCholesky, PrimalEigen, PrimalGradients
 from pipelines.speed import Speed
 
@@ -302,6 +303,22 @@ def test_the_preconditioner_rests_on_nothing_that_is_timed() -> None:
         for means in (MEANS, replace(MEANS, workers=9, speed=Speed(1e3, 1e9, 1e9, 1e9, 1e6)))
     )
     assert [getattr(fast, key) for key in PRECONDITIONING] == [getattr(slow, key) for key in PRECONDITIONING]
+
+
+def test_the_rank_keeps_still_while_free_memory_varies_a_little() -> None:
+    """Protects "same file, same bits" where memory is the limit: the rank goes by powers of two, and says what limits
+    it; where it is the width, more memory is of no use."""
+
+    def given(width: int, gib: float) -> list[Any]:
+        means = replace(MEANS, driver_bytes=int(gib * 2**30))
+        estimate = choose_primal("conjugate-gradient", problem(50_000), width, means).estimate
+        return [getattr(estimate, key) for key in PRECONDITIONING]
+
+    wide = 400_000
+    assert given(wide, 2.4) == given(wide, 2.5) == given(wide, 2.55)
+    assert given(wide, 2.5) == [preconditioner_bytes(wide, 128, "float32"), True, *given(wide, 64)[2:]]
+    assert given(wide, 64)[:2] == [preconditioner_bytes(wide, 1024, "float32"), False]
+    assert given(300, 64)[:2] == [preconditioner_bytes(300, 128, "float32"), False]
 
 
 def test_what_is_asked_for_is_taken() -> None:
