@@ -66,15 +66,19 @@ def choose(method: str, problem: Problem, means: Means) -> Choice:
     if method != "auto":
         best = min(fitting, key=lambda one: one.total_seconds)
         return Choice(best, f"{best.name}: asked for{_why_these_tiles(best, named)}")
+    # Leave-one-out is exact in memory alone, and estimated only where that does not fit.
+    in_memory = [one for one in fitting if one.method in IN_MEMORY]
+    eligible = in_memory if problem.loo and in_memory else fitting
     easy = [
         one
-        for one in fitting
+        for one in eligible
         if one.method not in IN_MEMORY or one.driver_bytes <= COMFORT * means.driver_bytes
     ]
-    # Leave-one-out is exact in memory alone, and estimated only where that does not fit.
-    sure = [one for one in easy if one.method in IN_MEMORY] if problem.loo else easy
-    best = min(sure or easy or fitting, key=price)
-    return Choice(best, _reason(best, exact, problem))
+    best = min(easy or eligible, key=price)
+    reason = _reason(best, exact, problem)
+    if problem.loo:
+        reason += f"; leave-one-out is {'exact' if best.method in IN_MEMORY else 'estimated'}"
+    return Choice(best, reason)
 
 
 def build(solve: Solve, choice: Choice, *, seed: int, loo: bool) -> Solver[Any]:

@@ -79,8 +79,15 @@ def test_leave_one_out_is_estimated_only_where_an_exact_one_does_not_fit() -> No
     asked = problem(60_000, loo=True)
     ways = {one.method: one.seconds for one in estimates(asked, many) if not one.obstacle}
     assert ways["tiled-cholesky"] < min(ways["cholesky"], ways["eigen"])
-    assert choose("auto", asked, many).method in ("cholesky", "eigen")
-    assert choose("auto", asked, LAPTOP).method == "tiled-cholesky"
+    choice = choose("auto", asked, many)
+    assert choice.method in ("cholesky", "eigen")
+    assert choice.reason.endswith("; leave-one-out is exact")
+    needed = solve_bytes("cholesky", asked.n, "float64")
+    assert choose("auto", asked, replace(many, driver_bytes=int(needed / 0.95))).method == "cholesky"
+    choice = choose("auto", asked, replace(many, driver_bytes=needed - 1))
+    assert choice.method == "tiled-cholesky"
+    assert choice.reason.endswith("; leave-one-out is estimated")
+    assert "leave-one-out is" not in choose("auto", problem(60_000), many).reason
 
 
 def test_without_room_for_a_matrix_its_tiles_are_recomputed() -> None:
