@@ -15,14 +15,13 @@ import numpy as np
 
 from cluster.watchdog import explain
 from kernels.base import digest
-from pipelines import begun, features, fit, inventory, leases, pools, provenance, results
+from pipelines import begun, evaluate, features, fit, inventory, leases, pools, provenance, results
 from pipelines.errors import ChunkLost, MegagramError, NumericalError, StoreError
 from pipelines.experiment import Experiment
 from pipelines.experiment.toml import to_toml
 from pipelines.fit import hash_array
 from pipelines.plan_base import PlanBase
 from pipelines.reports import report
-from pipelines.solvers.base import Status
 from pipelines.stores import FeatureStore
 
 from .machines import Cluster
@@ -130,7 +129,7 @@ class Work(ABC):
         self._save_model()
         report.build(result, self._folder)
         self._results.commit(self.run, result)
-        if all(entry["status"] != Status.NOT_CONVERGED for entry in self.evaluation["path"]):
+        if not evaluate.stopped_short(self.evaluation):
             inventory.remove_solves(self.root, self._solves)
         self.journal.finish("done", report=str(final / "report.html"), result=str(final))
         self.result = result

@@ -7,7 +7,7 @@ published numbers that did so, and is marked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .errors import DataError, ExperimentError, NumericalError
-from .solvers.base import ACCURATE, UNSOLVED, Solution
+from .solvers.base import ACCURATE, UNSOLVED, Solution, Status
 
 TASKS = ("classification", "regression")
 SELECTIONS = ("validation", "loo", "gcv", "oracle")
@@ -279,6 +279,17 @@ def evaluate(
         "refit": refitted,
         "path": path,
     }
+
+
+def entries(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of all that an evaluation's run solved: its path, and the refit where there was one."""
+    refit = evaluation.get("refit")
+    return [*evaluation["path"], *([refit] if refit else [])]
+
+
+def stopped_short(evaluation: Mapping[str, Any]) -> bool:
+    """Whether an iterative solve ended above its tolerance: more iterations could go on from what it keeps."""
+    return any(entry["status"] == Status.NOT_CONVERGED for entry in entries(evaluation))
 
 
 def _checked(held: Held, train: Targets, name: str) -> Held:

@@ -136,8 +136,11 @@ class Fitting:
         if self.scores is not None:
             saved["test_scores"] = self.scores
         checksums = {name: results.save_array(self.folder, name, values) for name, values in saved.items()}
-        entries = [*evaluation["path"], *filter(None, [evaluation["refit"]])]
-        damaged = [f"ridge {entry['ridge']:g}: {DAMAGED}" for entry in entries if DAMAGED in entry["notes"]]
+        damaged = [
+            f"ridge {entry['ridge']:g}: {DAMAGED}"
+            for entry in evaluate.entries(evaluation)
+            if DAMAGED in entry["notes"]
+        ]
         return {**evaluation, "notes": [*evaluation["notes"], *damaged], "checksums": checksums}
 
     def _refit(self, ridge: float) -> evaluate.Refit:

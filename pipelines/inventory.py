@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import leases
+from . import evaluate, leases
 from .errors import StoreError
 from .explicit import mapfiles
 from .fit import SOLVES
 from .results import journals, read, result_of
-from .solvers.base import Status
 from .stores import FactorStore, Store, folder_bytes, open_store, remove_store, store_paths
 from .wording import bytes_text
 
@@ -160,7 +159,7 @@ def _users(root: Path) -> dict[tuple[str, str], set[str]]:
 def _stopped_short(result: Path) -> bool:
     """Whether an iterative solve of a finished run ended above its tolerance; yes where its result does not say."""
     try:
-        return any(entry["status"] == Status.NOT_CONVERGED for entry in read(result)["evaluation"]["path"])
+        return evaluate.stopped_short(read(result)["evaluation"])
     except (StoreError, KeyError):
         return True
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluate import entries
 from ..solvers.base import UNSOLVED
 from ..wording import (
     GCV_CAUTION,
@@ -291,12 +292,10 @@ def _path_table(result: Result) -> Table:
 
 
 def _solves_table(result: Result) -> Table:
-    path = list(result["evaluation"]["path"])
+    path = entries(result["evaluation"])
     ridges: list[str | Cell] = [ridge_text(entry["ridge"]) for entry in path]
-    refit = result["evaluation"].get("refit")
-    if refit:
-        path.append(refit)
-        ridges.append(f"{ridge_text(refit['ridge'])}, on training and validation samples")
+    if result["evaluation"].get("refit"):
+        ridges[-1] = f"{ridges[-1]}, on training and validation samples"
     columns: list[tuple[str, list[str | Cell]]] = [("ridge λ", ridges)]
     columns.append(("solver", [str(entry["status"]) for entry in path]))
     columns.append(("residual", [number_text(entry.get("residual")) for entry in path]))

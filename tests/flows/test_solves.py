@@ -52,6 +52,28 @@ def test_a_solve_is_kept_where_a_ridge_did_not_converge(tmp_path: Path) -> None:
     assert not list((tmp_path / "root" / "solves").iterdir())
 
 
+def test_a_solve_is_kept_where_the_refit_alone_did_not_converge(tmp_path: Path) -> None:
+    """Protects iterations of the final model, which has more samples than the path and may take more of them."""
+
+    def evaluation(folder: str, most: int) -> dict[str, Any]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = tmp_path / folder / "small.toml"
+        one = TOML.replace("ridges = [1.0, 1e-7]", "ridges = [1e-7]\nrefit = true")
+        path.write_text(f"{one}max_iterations = {most}\n[gram]\ntiles = 'stored'\n")
+        with Terminal() as display:
+            outcome = run_study(experiment.load(path), tmp_path / folder / "root", "serial", display)
+        return outcome.results[0]["evaluation"]
+
+    enough = evaluation("enough", 1000)["path"][0]["iterations"]
+    short = evaluation("short", enough)
+    assert (short["path"][0]["status"], short["refit"]["status"]) == ("solved", "not converged")
+    assert list((tmp_path / "short" / "root").glob("solves/*/**/iterations.npz"))
+    longer = evaluation("short", 1000)["refit"]
+    assert longer["status"] == "solved"
+    assert longer["iterations"] > enough
+    assert not list((tmp_path / "short" / "root" / "solves").iterdir())
+
+
 def test_a_solve_that_did_not_converge_is_told_wherever_its_scores_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

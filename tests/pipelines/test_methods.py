@@ -348,5 +348,5 @@ def test_a_finished_run_holds_no_solve_but_one_that_more_iterations_go_on_from(
 
     finish("other", {"path": [{"status": "solved"}, {"status": status}]})
     assert users() == {("small",) if goes else ("other", "small")}
-    finish("small", {"path": [{"status": "solved"}]})
-    assert users() == {() if goes else ("other",)}
+    finish("small", {"path": [{"status": "solved"}], "refit": {"status": status}})
+    assert users() == {() if goes else ("other", "small")}
