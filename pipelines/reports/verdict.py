@@ -116,8 +116,9 @@ def final_fit(result: Result) -> Mapping[str, Any]:
 def final_solve(result: Result) -> Mapping[str, Any]:
     """The entry of the final model's solve: that of the refit where there was one, else the chosen ridge's."""
     evaluation = result["evaluation"]
-    chosen = (entry for entry in evaluation["path"] if entry["ridge"] == evaluation["ridge"])
-    return evaluation.get("refit") or next(chosen)
+    entry = evaluation.get("refit") or at_ridge(evaluation["path"], evaluation["ridge"])
+    assert entry is not None  # the chosen ridge is one of the path
+    return entry
 
 
 def at_ridge(path: Iterable[Mapping[str, Any]], ridge: float) -> Mapping[str, Any] | None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines.reports import report
 from pipelines.reports.document import Cell, Page, Section, Table, Text, to_html, to_markdown
-from pipelines.reports.verdict import trained_on, verdict
+from pipelines.reports.verdict import final_solve, trained_on, verdict
 from pipelines.wording import (
     GCV_CAUTION,
     NO_PLOTS,
@@ -456,6 +456,15 @@ def test_a_refit_counts_all_its_samples():
     result["evaluation"]["refit"] = {**result["evaluation"]["path"][2], "train": accuracy(99.0, 1200)}
     assert trained_on(result) == 1200
     assert verdict(result).status == "pass"
+
+
+def test_the_final_solve_is_the_chosen_ridge_s_or_the_refit_s():
+    """Protects reports of results whose chosen ridge and its entry differ in the last digit."""
+    evaluation = a_result()["evaluation"]
+    chosen = evaluation["path"][2]
+    assert final_solve({"evaluation": {**evaluation, "ridge": 0.01 * (1 + 1e-15)}}) is chosen
+    refit = {**chosen, "status": "not converged"}
+    assert final_solve({"evaluation": {**evaluation, "refit": refit}}) is refit
 
 
 def test_expected_path_is_matched_ridge_by_ridge(tmp_path):
