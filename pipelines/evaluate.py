@@ -203,7 +203,7 @@ def evaluate(
 
     refit: from the chosen ridge to the solution on training and validation data together, which is then what
     the test set is scored with. fitted: for each solution its (n, t) predictions on the training samples, None
-    where they follow from its coefficients (see ``follows``).
+    where they follow from its coefficients (see ``implied``).
 
     Keys: task, select, metric ("accuracy" or "rmse"), ridge, classes, train, validation, loo, gcv, test
     (metrics or None), confusion (rows are the truth; of the test set), notes, refit (an entry or None),
@@ -329,17 +329,22 @@ def generalised(
     return values - (values - fitted) * (n / (n - effective_dimension))
 
 
-def follows(solution: Solution, targets: np.ndarray) -> bool:
-    """Whether K alpha is Y - shift * alpha, Y the (n, t) targets, for coefficients of the training samples.
+def implied(solution: Solution, targets: np.ndarray) -> np.ndarray:
+    """(n, t) Y - shift * alpha, Y the targets: what K alpha is where the system is solved, but for ``lost`` rows."""
+    return targets - solution.shift * solution.alpha
 
-    It is so up to the residual and rounding: not where the system is hardly solved, nor where a sample's row of
-    K alpha is so small that it is lost in the difference, as that of a sample which is zero.
+
+def lost(solution: Solution, targets: np.ndarray) -> np.ndarray:
+    """Positions of the training samples whose row of K alpha is not that of Y - shift * alpha, Y the (n, t) targets.
+
+    The two are equal up to the residual and rounding: nowhere where the system is hardly solved, and not where a
+    sample's row of K alpha is so small that it is lost in the difference, as that of a sample which is zero.
     """
     if solution.residual > ACCURATE:
-        return False
-    implied, known = (np.linalg.norm(V, axis=1) for V in (targets - solution.shift * solution.alpha, targets))
+        return np.arange(len(targets))
+    left, known = (np.linalg.norm(V, axis=1) for V in (implied(solution, targets), targets))
     error = max(solution.residual, float(np.finfo(np.float64).eps))
-    return not bool((implied < LOST * error * known).any())
+    return np.flatnonzero(left < LOST * error * known)
 
 
 def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> dict[str, Any]:
@@ -366,7 +371,7 @@ def _fitted(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> 
     """(n, t) predictions on the training samples: as given, as the solution has them, or as they follow from it."""
     if fitted is None:
         fitted = solution.fitted
-    return targets.matrix - solution.shift * solution.alpha if fitted is None else fitted
+    return implied(solution, targets.matrix) if fitted is None else fitted
 
 
 def _zeros(train: Targets, fitted: np.ndarray) -> list[str]:

@@ -174,16 +174,23 @@ class Fitting:
 
     def _fitted(self, rows: np.ndarray, targets: np.ndarray, solved: Solved) -> list[np.ndarray | None]:
         """For each solution (n, t) predictions on the training samples; None where it has them, or they follow."""
-        elsewhere = solved.rows is not rows
-        asked = [
-            k
+        elsewhere, every = solved.rows is not rows, np.arange(len(rows))
+        lost = {
+            k: every if elsewhere else evaluate.lost(one, targets)
             for k, one in enumerate(solved.solutions)
-            if one.fitted is None and (elsewhere or not evaluate.follows(one, targets))
-        ]
+            if one.fitted is None
+        }
+        lost = {k: positions for k, positions in lost.items() if positions.size}
         fitted: list[np.ndarray | None] = [None] * len(solved.solutions)
-        if asked:
-            alphas = np.stack([solved.solutions[k].alpha for k in asked])
-            for k, values in zip(asked, self.predict(self.source, rows, solved.rows, alphas), strict=True):
+        if lost:
+            asked = np.unique(np.concatenate(list(lost.values())))
+            alphas = np.stack([solved.solutions[k].alpha for k in lost])
+            found = self.predict(self.source, rows[asked], solved.rows, alphas)
+            for (k, positions), values in zip(lost.items(), found, strict=True):
+                if len(positions) < len(rows):
+                    whole = evaluate.implied(solved.solutions[k], targets)
+                    whole[positions] = values[np.searchsorted(asked, positions)]
+                    values = whole
                 fitted[k] = values
         return fitted
 

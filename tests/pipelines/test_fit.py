@@ -147,6 +147,28 @@ def test_the_training_scores_of_zero_samples_are_zero_and_not_what_rounding_leav
     assert any(note.startswith(said) for note in found["notes"]) == noted
 
 
+def test_training_scores_lost_in_a_difference_are_predicted_and_no_others(
+    samples: small.Samples, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects from a pass over the whole matrix, computed again perhaps, for a few samples that are zero."""
+    from pipelines import operators
+
+    X, _ = samples.arrays(72)
+    X[[3, 30]] = 0
+    np.save(samples.folder / "X.npy", X)
+    asked: list[list[int]] = []
+    predict = operators.predict
+
+    def watched(source: Any, rows: np.ndarray, *others: Any) -> np.ndarray:
+        asked.append(rows.tolist())
+        return predict(source, rows, *others)
+
+    monkeypatch.setattr(operators, "predict", watched)
+    one = samples.experiment(data={"validation": None}, solve={"ridges": RIDGES, "select": "loo"})
+    small.evaluate(one, root, tmp_path / "result")
+    assert [rows for rows in asked if max(rows) < 40] == [[3, 30]]
+
+
 @pytest.mark.parametrize("method", ["cholesky", "eigen", "tiled-cholesky", "conjugate-gradient", "nystrom"])
 def test_samples_that_are_all_zero_are_refused_before_the_solve(
     samples: small.Samples, root: Path, tmp_path: Path, method: str
