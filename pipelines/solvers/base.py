@@ -139,6 +139,11 @@ class DirectSolver:
     def jitter_notes(self, jitter: float) -> tuple[str, ...]:
         return jitter_notes(jitter)
 
+    @property
+    def inaccurate_note(self) -> str:
+        """What an inaccurate factor does not give, of what it was asked for."""
+        return f"the factor is too inaccurate for {'leave-one-out and ' if self.loo else ''}the effective dimension"
+
     def notes(self, jitter: float, residual: float, dtype: str) -> list[str]:
         """What is to be said of a solution by a factor in ``dtype``, whatever the method."""
         return [*jitter_notes(jitter), *quality_notes(residual, dtype)]

@@ -141,7 +141,7 @@ class Cholesky(DirectSolver):
                 "leave-one-out predictions nor the effective dimension; a larger ridge is safer"
             )
         elif status is Status.INACCURATE:
-            notes.append("the factor is too inaccurate for leave-one-out and the effective dimension")
+            notes.append(self.inaccurate_note)
         elif self.loo or state.n <= EXACT_DIMENSION:
             inverse_diagonal = _inverse_diagonal(state)
             dimension = state.n - shift * float(inverse_diagonal.sum())

@@ -189,7 +189,7 @@ class TiledCholesky(DirectSolver):
         loo: np.ndarray | None = None
         dimension: float | None = None
         if status is Status.INACCURATE:
-            notes.append("the factor is too inaccurate for leave-one-out and the effective dimension")
+            notes.append(self.inaccurate_note)
         else:
             dimension = K.n - shift * trace
             notes.append(ESTIMATED)
@@ -224,8 +224,8 @@ def _left_out(Y: np.ndarray, alpha: np.ndarray, probes: np.ndarray) -> np.ndarra
 
     probes: (n, p) columns L^-T w of standard normal w. Their rows have squared lengths of R_ii times a chi-squared
     variable with p degrees of freedom: positive, with a relative error that is the same whatever R is, and a mean of
-    1 / (p - 2) for the inverse. So of the mean square of the errors only the scale is off, by 2 / (p - 4), alike for
-    all ridges, and the choice among them is not.
+    1 / (p - 2) for the inverse. So the mean square of the errors is in the mean off by a factor of 1 + 2 / (p - 4)
+    alone, the same for all ridges, and the choice among them is that of the exact R_ii but for chance.
     """
     lengths = np.einsum("ij,ij->i", probes, probes)
     return Y - alpha * ((probes.shape[1] - 2) / lengths)[:, None]

@@ -14,7 +14,7 @@ from pipelines import tasks
 from pipelines.errors import DataError, ExperimentError, NumericalError
 from pipelines.operators import GramOperator
 from pipelines.site import Site
-from pipelines.solvers import Cholesky, Eigen, Solver, Status
+from pipelines.solvers import Cholesky, Eigen, Solver, Status, base
 from pipelines.solvers import cholesky as cholesky_module
 from pipelines.solvers.base import ACCURATE, extreme_eigenvalues, refine, rounding_level
 from pipelines.solvers.mixed import MixedCholesky
@@ -292,6 +292,20 @@ def test_float32_storage_leaves_the_two_paths_equal() -> None:
         assert spectral.status is direct.status is Status.SOLVED
         assert np.linalg.norm(K @ (direct.alpha - spectral.alpha)) <= 1e-8 * np.linalg.norm(K @ direct.alpha)
         assert spectral.effective_dimension == pytest.approx(direct.effective_dimension, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("loo", "missed"),
+    [(True, "leave-one-out and the effective dimension"), (False, "the effective dimension")],
+)
+def test_an_inaccurate_factor_misses_only_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, loo: bool, missed: str
+) -> None:
+    """Protects a run that chooses on validation data from a note on leave-one-out."""
+    monkeypatch.setattr(base, "ACCURATE", 0.0)
+    (solution,) = solutions(Cholesky("float32", loo=loo), gram_matrix(20), targets(20), (1e-3,))
+    assert solution.status is Status.INACCURATE
+    assert f"the factor is too inaccurate for {missed}" in solution.notes
 
 
 def test_hopeless_float32_factor_says_so_and_derives_nothing() -> None:
