@@ -232,7 +232,7 @@ class Fitting:
         if self.place is None:
             return None
         what = {"solver": repr(solver), "revision": self.revision}
-        if solver.together:
+        if solver.kept_by_list:
             what["ridges"] = repr(ridges)
         folder = self.place.root / SOLVES / solve_address(self.source, rows, targets, what)
         self.place.use(folder)

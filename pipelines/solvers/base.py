@@ -82,10 +82,11 @@ class Keeping(Protocol):
     """A solver that may keep something for its next start."""
 
     @property
-    def together(self) -> bool:
-        """Whether what is kept of a ridge has other bits beside other ridges, and its place alone tells.
+    def kept_by_list(self) -> bool:
+        """Whether what is kept belongs to the list of ridges: a solve with another list keeps what it has in another
+        place.
 
-        Then a solve with another list of ridges keeps what it has in another place.
+        So it is where a ridge's solution has other bits beside other ridges and nothing but the place tells them apart.
         """
         ...
 
@@ -127,7 +128,7 @@ class DirectSolver:
             raise ExperimentError(f"solve.jitter must be finite and not negative, got {self.jitter}")
 
     @property
-    def together(self) -> bool:
+    def kept_by_list(self) -> bool:
         """As of ``Keeping``: each ridge has a factor of its own, but mixed precision goes on in float64 from
         the first ridge of the list at which float32 fails."""
         return self.dtype == "mixed"

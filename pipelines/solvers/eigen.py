@@ -74,7 +74,7 @@ class Eigen(DirectSolver):
             )
 
     @property
-    def together(self) -> bool:
+    def kept_by_list(self) -> bool:
         """As of ``Keeping``: products serve all ridges at once, and their last digits depend on how many."""
         return True
 

@@ -55,7 +55,7 @@ class Iterative:
             raise ExperimentError(f"solve.jitter must be finite and not negative, got {self.jitter}")
 
     @property
-    def together(self) -> bool:
+    def kept_by_list(self) -> bool:
         """As of ``Keeping``: ridges share products and a preconditioner, so that bits do depend on the others;
         but what is kept of an iteration, its solved ridges too, lies under a digest of the whole list."""
         return False
