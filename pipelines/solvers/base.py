@@ -308,6 +308,19 @@ def extreme_eigenvalues(
         basis[k + 1] = vector / length
 
 
+def left_out(
+    Y: np.ndarray, alpha: np.ndarray, inverse_diagonal: np.ndarray, diagonal: np.ndarray
+) -> np.ndarray:
+    """(n, t) leave-one-out predictions y - alpha / R_ii of targets Y (n, t), R = (K + shift I)^-1 (R5).
+
+    inverse_diagonal: (n,) R_ii; diagonal: (n,) of K. Where K's is zero, so are its row and the prediction, exactly,
+    of which the difference would leave the rounding or the error of an estimated R_ii.
+    """
+    predictions = Y - alpha / inverse_diagonal[:, None]
+    predictions[diagonal == 0] = 0.0
+    return predictions
+
+
 def final_status(residual: float, indefinite: bool = False) -> Status:
     """The status that a measured relative residual earns."""
     if not residual <= ACCURATE:

@@ -23,6 +23,7 @@ from .base import (
     check_targets,
     extreme_eigenvalues,
     final_status,
+    left_out,
     not_positive_definite,
     refine,
     require_finite,
@@ -146,7 +147,7 @@ class Cholesky(DirectSolver):
             inverse_diagonal = _inverse_diagonal(state)
             dimension = state.n - shift * float(inverse_diagonal.sum())
             if self.loo:
-                loo = Y - alpha / inverse_diagonal[:, None]
+                loo = left_out(Y, alpha, inverse_diagonal, state.diagonal)
                 if self.dtype == "float32":
                     notes.append("leave-one-out uses a float32 factor; confirm close calls in float64")
         else:

@@ -21,6 +21,7 @@ from .base import (
     check_ridges,
     check_targets,
     final_status,
+    left_out,
     not_positive_definite,
     quality_notes,
     require_finite,
@@ -36,8 +37,8 @@ PANEL = 256
 class EigenState:
     """K = Q diag(values) Q^T.
 
-    values: (n,) float64 ascending; vectors: (n, n) float64. level: how far below zero rounding alone may
-    have pushed a computed eigenvalue.
+    values: (n,) float64 ascending; vectors: (n, n) float64. diagonal: (n,) of K, float64. level: how far below zero
+    rounding alone may have pushed a computed eigenvalue.
     """
 
     operator: GramOperator
@@ -46,6 +47,7 @@ class EigenState:
     jitter: float
     values: np.ndarray
     vectors: np.ndarray
+    diagonal: np.ndarray
     level: float
     seconds: float
     notes: tuple[str, ...]
@@ -113,7 +115,9 @@ class Eigen(DirectSolver):
         if smallest < -stored:
             notes.append(f"K is not positive semi-definite: its smallest eigenvalue is {smallest:.3g}")
         seconds = perf_counter() - started
-        return EigenState(K, values, shifts, jitter, spectrum, vectors, computed, seconds, tuple(notes))
+        return EigenState(
+            K, values, shifts, jitter, spectrum, vectors, diagonal, computed, seconds, tuple(notes)
+        )
 
     def solve(self, state: EigenState, Y: ArrayLike, progress: Progress = unwatched) -> tuple[Solution, ...]:
         """One solution per ridge for (n,) or (n, t) targets; residuals take one pass over the stored tiles.
@@ -134,7 +138,6 @@ class Eigen(DirectSolver):
         residuals = self._residuals(state, alphas, targets)
         inverses = inverse_diagonals(state.vectors, weights) if self.loo else None
         dimensions = (spectra * weights).sum(axis=0)
-        loos = None if inverses is None else targets - alphas / inverses.T[:, :, None]
         seconds = (state.seconds + perf_counter() - started) / len(state.ridges)
         progress(len(state.ridges), len(state.ridges), RIDGES)
         return tuple(
@@ -148,7 +151,9 @@ class Eigen(DirectSolver):
                 effective_dimension=float(dimensions[k]),
                 seconds=seconds,
                 peak_bytes=peak_bytes(),
-                loo=None if loos is None else loos[k],
+                loo=None
+                if inverses is None
+                else left_out(targets, alphas[k], inverses[:, k], state.diagonal),
                 jitter=state.jitter,
                 notes=(*state.notes, *chosen[k][1], *quality_notes(residuals[k], self.dtype)),
             )

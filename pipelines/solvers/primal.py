@@ -37,6 +37,7 @@ from .base import (
     check_targets,
     final_status,
     jitter_notes,
+    left_out,
     quality_notes,
     require_finite,
     shifts,
@@ -226,6 +227,7 @@ class PrimalEigen(DirectSolver):
         """
         path, matrix = _Path.of(self, operator, ridges, Y)
         targets, count = path.targets, len(path.ridges)
+        diagonal = matrix.diagonal().copy()
         spectrum, vectors = _decomposed(matrix)
         del matrix
         weights = 1.0 / (spectrum[:, None] + np.array(path.shifts))
@@ -243,7 +245,8 @@ class PrimalEigen(DirectSolver):
                 for f, left, shift in zip(fitted, 1.0 - seen.leverages.T, path.shifts, strict=True)
             ]
         elif self.loo:
-            loos = list(targets - solved / inverse_diagonals(vectors, weights).T[:, :, None])
+            inverses = inverse_diagonals(vectors, weights)
+            loos = [left_out(targets, a, r, diagonal) for a, r in zip(solved, inverses.T, strict=True)]
         lost = ("rounding leaves nothing of some leave-one-out residuals at this ridge",)
         progress(count, count, RIDGES)
         return path.solutions(

@@ -30,6 +30,7 @@ from .base import (
     check_ridges,
     check_targets,
     final_status,
+    left_out,
     refine,
     require_finite,
     unwatched,
@@ -53,6 +54,7 @@ class TiledState:
     ridges: tuple[float, ...]
     shifts: tuple[float, ...]
     jitter: float
+    diagonal: np.ndarray
     rows: Path
     precision: Precision
     peak: int = 0
@@ -66,7 +68,7 @@ class TiledCholesky(DirectSolver):
     A tile of the factor is written once, whole; whatever dies, the next start makes those that are missing, with
     the same bits on any number of workers. Ridges that are solved are kept in the site's folder, and their factors
     removed. dtype: "float32" (refined to a float64 residual), "float64", or "mixed": float32, and float64 for the
-    ridges where that fails or is not accurate. loo: leave-one-out predictions are estimated (``_left_out``).
+    ridges where that fails or is not accurate. loo: leave-one-out predictions are estimated (``_inverse_diagonal``).
 
     Raises:
         ExperimentError: an option is not valid.
@@ -87,9 +89,11 @@ class TiledCholesky(DirectSolver):
             raise ExperimentError(
                 "tiled-cholesky keeps its factor in files and needs a site for them; without one take cholesky"
             )
-        shifts, jitter = self.shifts(values, K.diag())
+        diagonal = K.diag()
+        shifts, jitter = self.shifts(values, diagonal)
         precision = Precision(K.site.folder)
-        return TiledState(K, K.site, values, shifts, jitter, K.site.save("rows", K.rows), precision)
+        rows = K.site.save("rows", K.rows)
+        return TiledState(K, K.site, values, shifts, jitter, diagonal, rows, precision)
 
     def solve(self, state: TiledState, Y: ArrayLike, progress: Progress = unwatched) -> tuple[Solution, ...]:
         """One solution per ridge for (n,) or (n, t) targets; large ridges first, returned in the order given.
@@ -194,7 +198,7 @@ class TiledCholesky(DirectSolver):
             dimension = K.n - shift * trace
             notes.append(ESTIMATED)
             if self.loo:
-                loo = _left_out(Y, alpha, solved[:, t:])
+                loo = left_out(Y, alpha, _inverse_diagonal(solved[:, t:]), state.diagonal)
                 notes.append(ESTIMATED_LOO)
         return Solution(
             alpha=alpha,
@@ -219,8 +223,8 @@ class TiledCholesky(DirectSolver):
             state.factors.clear()
 
 
-def _left_out(Y: np.ndarray, alpha: np.ndarray, probes: np.ndarray) -> np.ndarray:
-    """(n, t) leave-one-out predictions y - alpha / R_ii (R5), R_ii of R = (K + shift I)^-1 estimated.
+def _inverse_diagonal(probes: np.ndarray) -> np.ndarray:
+    """(n,) R_ii of R = (K + shift I)^-1, estimated for leave-one-out predictions y - alpha / R_ii (R5).
 
     probes: (n, p) columns L^-T w of standard normal w. Their rows have squared lengths of R_ii times a chi-squared
     variable with p degrees of freedom: positive, with a relative error that is the same whatever R is, and a mean of
@@ -228,7 +232,7 @@ def _left_out(Y: np.ndarray, alpha: np.ndarray, probes: np.ndarray) -> np.ndarra
     alone, the same for all ridges, and the choice among them is that of the exact R_ii but for chance.
     """
     lengths = np.einsum("ij,ij->i", probes, probes)
-    return Y - alpha * ((probes.shape[1] - 2) / lengths)[:, None]
+    return lengths / (probes.shape[1] - 2)
 
 
 def operations(n: int) -> float:

@@ -136,6 +136,19 @@ def test_jitter_is_relative_to_the_mean_of_the_kernel() -> None:
             assert sum("jitter" in note for note in found.notes) == 1
 
 
+@pytest.mark.parametrize("shape", ["tall", "wide"])
+def test_leaving_out_a_sample_without_features_predicts_zero(shape: str) -> None:
+    """Protects scores by leave-one-out from rounding, in the primal and in the dual."""
+    n, width, _ = SHAPES[shape]
+    F, zero = features(n, width, dtype="float64"), [2, n - 1]
+    F[zero] = 0
+    operator = FeatureOperator(MemoryFeatures(F, 8), np.arange(n))
+    for found in PrimalEigen(loo=True).solve(operator, RIDGES, targets(n)):
+        assert found.loo is not None
+        assert not found.loo[zero].any()
+        assert np.delete(found.loo, zero, axis=0).all()
+
+
 def test_a_leave_one_out_residual_that_rounding_ate_is_not_given() -> None:
     """Protects selection from noise: a sample alone with its feature, at a ridge below rounding."""
     F = np.vstack([features(30, 4, dtype="float64"), np.zeros((1, 4))])

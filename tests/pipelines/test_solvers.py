@@ -126,6 +126,17 @@ def test_leave_one_out_equals_explicit_refits(solver: Solver, ridge: float) -> N
         np.testing.assert_allclose(solution.loo[i], K[i, rest] @ alpha, atol=1e-10)
 
 
+@pytest.mark.parametrize("solver", [Cholesky(loo=True), Cholesky("float32", loo=True), Eigen(loo=True)])
+def test_leaving_out_a_sample_that_is_zero_predicts_zero(solver: Solver) -> None:
+    """Protects scores by leave-one-out from rounding, whose sign would make such samples right or wrong by chance."""
+    n, zero = 60, [0, 7, 59]
+    K, Y = gram_matrix(n), targets(n)
+    K[zero] = K[:, zero] = 0
+    for solution in solutions(solver, K, Y):
+        assert not solution.loo[zero].any()
+        assert np.delete(solution.loo, zero, axis=0).all()
+
+
 @pytest.mark.parametrize("solver", [Cholesky(), Eigen()])
 def test_effective_dimension_is_the_spectral_sum(solver: Solver) -> None:
     """R9: d(lambda) = sum s_j / (s_j + n lambda)."""

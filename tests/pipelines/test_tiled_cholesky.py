@@ -169,6 +169,18 @@ def test_leave_one_out_is_estimated(tmp_path: Path, side: Callable[[int], None])
     assert plain.loo is None
 
 
+def test_leaving_out_a_sample_that_is_zero_predicts_zero(tmp_path: Path, side: Callable[[int], None]) -> None:
+    """Protects scores by leave-one-out: an estimate would leave such a sample its own label or the opposite."""
+    matrix, zero = points(60), [3, 40]
+    matrix[zero] = matrix[:, zero] = 0
+    side(16)
+    source = stored(tmp_path, matrix, 32)
+    (solution,) = solve(tmp_path, source, np.arange(60), [1e-3], targets(60), loo=True)
+    assert solution.loo is not None
+    assert not solution.loo[zero].any()
+    assert np.delete(solution.loo, zero, axis=0).all()
+
+
 def test_mixed_takes_float64_where_float32_fails(tmp_path: Path, side: Callable[[int], None]) -> None:
     """Protects small ridges: a float32 factor where it does, a float64 one where it breaks down, and says which."""
     side(16)
