@@ -28,10 +28,10 @@ def free_bytes() -> int:
     return int(free) + int(cupy.get_default_memory_pool().free_bytes())
 
 
-def launch(program: Program, pairs: int, arguments: Sequence[Any]) -> None:
-    """Run ``program`` for so many pairs, or blocks of entries, on the current stream; it may end later."""
+def launch(program: Program, count: int, arguments: Sequence[Any]) -> None:
+    """Run ``program`` for ``count`` pairs of images, or blocks of entries, on the current stream; it may end later."""
     function = compiled(program)
-    function((pairs, program.blocks), (program.threads,), tuple(arguments), shared_mem=program.shared_bytes)
+    function((count, program.blocks), (program.threads,), tuple(arguments), shared_mem=program.shared_bytes)
 
 
 def compiled(program: Program) -> Any:

@@ -1,6 +1,6 @@
 """Which kernels a network runs, or a feature map, specialised to it: source text, threads, shared memory.
 
-``layer.cu``, ``displacement.cu`` and ``pointwise.cu`` are written for constants; what is put before them here
+``layer.cu``, ``displacement.cu`` and ``entrywise.cu`` are written for constants; what is put before them here
 are those constants.
 """
 
@@ -43,7 +43,7 @@ _THREADS_AT_ONCE = 512
 _THREAD_ENTRIES = 4
 _ENTRY_THREADS = 256
 BLOCK_ENTRIES = _THREAD_ENTRIES * _ENTRY_THREADS
-"""Entries of a matrix that one block of ``pointwise.cu`` takes."""
+"""Entries of a matrix that one block of ``entrywise.cu`` takes."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def plan(network: Network, tangent: bool, channels: int, shared_limit: int) -> P
 
 
 @lru_cache(maxsize=64)
-def values(layer: Layer, columns: int) -> Program:
-    """The program of ``pointwise.values`` for matrices with so many columns."""
+def scalar_function(layer: Layer, columns: int) -> Program:
+    """The program of ``entrywise.scalar_function`` for matrices with so many columns."""
     # What turns inner products multiplied by the factors before into what scalar.cu takes, and its values into
     # those that the factors after are for: relu's are negated cosines, and pi kappa_1.
     before, shift, after = 1.0, 0.0, 1.0
@@ -118,18 +118,18 @@ def values(layer: Layer, columns: int) -> Program:
         "SHIFT": _float(shift),
         "AFTER": _float(after),
     }
-    return _entrywise("values", columns, constants)
+    return _entrywise("scalar_function", columns, constants)
 
 
 @lru_cache(maxsize=64)
-def waves(columns: int) -> Program:
-    """The program of ``pointwise.waves`` for matrices with so many columns."""
-    return _entrywise("waves", columns, {})
+def weighted_cosines(columns: int) -> Program:
+    """The program of ``entrywise.weighted_cosines`` for matrices with so many columns."""
+    return _entrywise("weighted_cosines", columns, {})
 
 
 def _entrywise(name: str, columns: int, constants: dict[str, object]) -> Program:
     sizes = {"COLUMNS": columns, "ENTRIES": _THREAD_ENTRIES, "THREADS": _ENTRY_THREADS}
-    return Program(name, _source("pointwise.cu", {**sizes, **constants}, ()), _ENTRY_THREADS, 0, 1, ())
+    return Program(name, _source("entrywise.cu", {**sizes, **constants}, ()), _ENTRY_THREADS, 0, 1, ())
 
 
 def _obstacle(network: Network, channels: int) -> str | None:

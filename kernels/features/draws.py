@@ -17,7 +17,7 @@ import numpy as np
 
 from ..arrays import Array, namespace
 from ..base import KernelError
-from ..cuda import pointwise as fused
+from ..cuda import entrywise
 from ..parameters import whole
 from ..workspace import block_bytes
 
@@ -95,8 +95,8 @@ def fourier_features(
     out = xp.matmul(unit * unit.dtype.type(1 / sigma), W.T, out=out)
     missing = (xp.einsum("ij,ij->i", unit, unit) - 1) * (0.5 / sigma**2)
     scale = weight * xp.exp(missing) * math.sqrt(2 / len(W))
-    if fused.takes(out):
-        fused.waves(out, scale, phase)
+    if entrywise.takes(out):
+        entrywise.weighted_cosines(out, scale, phase)
         return out
     for strip in _strips(out):
         block = out[strip]

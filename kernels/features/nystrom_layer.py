@@ -10,7 +10,7 @@ import numpy as np
 
 from ..arrays import Array, namespace
 from ..base import Cost
-from ..cuda import pointwise as fused
+from ..cuda import entrywise
 from ..explicit import scale
 from ..layers import Layer
 from ..network import Stage
@@ -83,8 +83,8 @@ def _values(layer: Layer, B: Array, weights: Array | None, workspace: Workspace)
     """The scalar function of inner products B (rows, m) in place, times weights (rows,) after it."""
     if layer.kernel == "linear":
         return
-    if fused.takes(B):
-        fused.values(layer, B, weights)
+    if entrywise.takes(B):
+        entrywise.scalar_function(layer, B, weights)
         return
     xp = namespace(B)
     # Several passes: strip by strip they run in the cache.

@@ -37,12 +37,11 @@ from models import (
 )
 from test_norms import from_self_gram
 
-from kernels import cuda, fused
-from kernels import pointwise as general_pointwise
+from kernels import cuda, fused, pointwise
 from kernels.base import same_rows
 from kernels.convolutional import Convolutional, Layer
 from kernels.cuda import device as real_device
-from kernels.cuda import pointwise
+from kernels.cuda import entrywise
 from kernels.cuda import programs as real_programs
 from kernels.cuda.axes import pooled, unpooled
 from kernels.cuda.programs import Program, plan
@@ -399,15 +398,13 @@ def test_values_of_anchors_are_the_general_ones(function, shape, host):
     patches[1::5], patches[2::5], patches[3::5] = anchors[0], -anchors[0], 1.0001 * anchors[0]
     patches[4::10], patches[9::10] = 0, 0.01 * anchors[-1]
     norm = np.linalg.norm(patches, axis=1).astype(np.float32)
-    before, after = general_pointwise.factors(layer, norm, first=True)
+    before, after = pointwise.factors(layer, norm, first=True)
     factor = 1 if before is None else before[:, None]
     B, memory = guarded(shape)
     B[...] = (1 + 1e-7) * (patches * factor) @ anchors.T
-    wanted, _ = general_pointwise.apply(
-        layer, B.astype(np.float64), None, False, lambda name, shape: np.empty(shape)
-    )
+    wanted, _ = pointwise.apply(layer, B.astype(np.float64), None, False, lambda name, shape: np.empty(shape))
     wanted *= 1 if after is None else after[:, None]
-    pointwise.values(layer, B, after)
+    entrywise.scalar_function(layer, B, after)
     largest = norm**2 if layer.kernel == "square" else norm
     assert np.isfinite(B).all()
     assert (np.abs(B - wanted) <= TOLERANCE * largest[:, None]).all()
@@ -420,19 +417,19 @@ def test_a_patch_that_is_not_a_number_has_no_values(host):
     """As on the general path, though a device's least and largest of two numbers pass over it."""
     B, weights = np.full((2, 5), 0.5, np.float32), np.array([1, np.nan], np.float32)
     B[1] = np.nan
-    pointwise.values(Layer(3, **RELU), B, weights)
+    entrywise.scalar_function(Layer(3, **RELU), B, weights)
     np.testing.assert_array_equal(np.isnan(B), [[False] * 5, [True] * 5])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (700, 3), (41, 100), (2, 1500)], ids=str)
-def test_waves_are_weighted_cosines(shape, host):
+def test_weighted_cosines_are_those_of_float64(shape, host):
     rng = np.random.default_rng(0)
     B, memory = guarded(shape)
     B[...] = 20 * rng.standard_normal(shape)
     weights, phases = (rng.uniform(0, 6, count).astype(np.float32) for count in shape)
     weights[::3] = 0
     wanted = weights[:, None] * np.cos((B + phases).astype(np.float64))
-    pointwise.waves(B, weights, phases)
+    entrywise.weighted_cosines(B, weights, phases)
     assert (np.abs(B - wanted) <= TOLERANCE * weights[:, None]).all()
     assert nothing_beside(memory)
 
@@ -461,7 +458,7 @@ def test_feature_maps_with_fused_passes_are_the_same(name, host, monkeypatch):
     phi = phi.learn(InMemory(X))
     wanted = phi.features(X)
     assert not host.launches
-    monkeypatch.setattr(pointwise, "takes", lambda B: True)
+    monkeypatch.setattr(entrywise, "takes", lambda B: True)
     found = phi.features(X)
     assert len(host.launches) == passes
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.linalg.norm(wanted, axis=1).max())
@@ -476,12 +473,12 @@ def test_fused_passes_are_for_float32_on_a_device(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.delenv(fused.VARIABLE, raising=False)
     B = np.zeros((4, 6), np.float32)
-    assert pointwise.takes(B.view(OnDevice))
-    assert not pointwise.takes(B)
-    assert not pointwise.takes(B.astype(np.float64).view(OnDevice))
-    assert not pointwise.takes(B[:, :3].view(OnDevice))
+    assert entrywise.takes(B.view(OnDevice))
+    assert not entrywise.takes(B)
+    assert not entrywise.takes(B.astype(np.float64).view(OnDevice))
+    assert not entrywise.takes(B[:, :3].view(OnDevice))
     monkeypatch.setenv(fused.VARIABLE, "general")
-    assert not pointwise.takes(B.view(OnDevice))
+    assert not entrywise.takes(B.view(OnDevice))
 
 
 # What is specialised, and that devices' compilers take it.
@@ -536,10 +533,10 @@ def test_specialised_programs_compile_for_devices(name, shape, architecture, tmp
 @pytest.mark.parametrize(
     "program",
     [
-        real_programs.waves(100),
-        *(real_programs.values(Layer(3, **f), 100) for f in (EXP, RELU, POLY3, SQUARE)),
+        real_programs.weighted_cosines(100),
+        *(real_programs.scalar_function(Layer(3, **f), 100) for f in (EXP, RELU, POLY3, SQUARE)),
     ],
-    ids=["waves", "exponential", "relu", "polynomial", "square"],
+    ids=["weighted cosines", "exponential", "relu", "polynomial", "square"],
 )
 def test_passes_over_products_compile_for_devices(program, architecture, tmp_path):
     compile_for(architecture, program, tmp_path)

@@ -21,12 +21,12 @@ void call(void (*kernel)(A...)) {
 }  // namespace
 
 // Returns null, or what went wrong. Shared memory holds NaN when a block starts.
-extern "C" const char* launch(unsigned pairs, unsigned blocks, int backwards, void** given) {
+extern "C" const char* launch(unsigned count, unsigned blocks, int backwards, void** given) {
     arguments = given;
     fibres::message = nullptr;
     fibres::body = [] { call(KERNEL); };
     for (unsigned y = 0; y < blocks; ++y)
-        for (unsigned x = 0; x < pairs; ++x) {
+        for (unsigned x = 0; x < count; ++x) {
             blockIdx = {x, y, 0};
 #ifdef SHARED_BYTES
             std::memset(shared, 0xff, sizeof shared);

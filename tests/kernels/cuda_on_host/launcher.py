@@ -28,7 +28,7 @@ FLAGS = (
 # The order of threads is fixed here, and these two are what the compiler of a device knows and this one does not.
 FLAGS += ("-Wno-unknown-pragmas", "-Wno-unused-parameter")
 
-IN_PLACE = {"values": 2, "waves": 3}
+IN_PLACE = {"scalar_function": 2, "weighted_cosines": 3}
 """Programs that work in place, and how many arrays they take."""
 
 
@@ -55,7 +55,7 @@ class HostDevice:
     def free_bytes(self) -> int:
         return self._memory
 
-    def launch(self, program: Program, pairs: int, arguments: Sequence[np.ndarray | np.int64]) -> None:
+    def launch(self, program: Program, count: int, arguments: Sequence[np.ndarray | np.int64]) -> None:
         assert all(argument.flags.c_contiguous for argument in arguments)
         dtypes = [argument.dtype for argument in arguments]
         if program.name in IN_PLACE:
@@ -70,8 +70,8 @@ class HostDevice:
         given = (ctypes.c_void_p * len(arguments))(
             *(ctypes.addressof(pointers) + n * ctypes.sizeof(ctypes.c_void_p) for n in range(len(arguments)))
         )
-        message = self.compiled(program)(pairs, program.blocks, int(self.backwards), given)
-        self.launches.append((program, pairs))
+        message = self.compiled(program)(count, program.blocks, int(self.backwards), given)
+        self.launches.append((program, count))
         assert message is None, message.decode()
 
     def compiled(self, program: Program):

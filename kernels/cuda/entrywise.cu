@@ -1,5 +1,5 @@
 // A matrix of products of rows, COLUMNS wide, entry by entry in place: each is read once and written once.
-// With FUNCTION these are the values of a layer's kernel (SPEC F3), else random Fourier features (SPEC F2).
+// With FUNCTION this is the scalar function of a layer (SPEC F3), else random Fourier features (SPEC F2).
 
 // function(entry, row, column) replaces every entry. A thread reads its ENTRIES entries before it computes
 // any: one in flight for each thread leaves the memory waiting.
@@ -30,7 +30,7 @@ __device__ __forceinline__ void replace(float* B, long long size, Function funct
 
 // B: inner products multiplied by the factors before; weights: the factors after, of each row.
 extern "C" __global__ void __launch_bounds__(THREADS)
-values(float* __restrict__ B, const float* __restrict__ weights, long long size) {
+scalar_function(float* __restrict__ B, const float* __restrict__ weights, long long size) {
     replace(B, size, [=](float product, long long row, unsigned) {
         float kappa_0;
         const Patches patches = {1.0f, BEFORE, weights[row] * AFTER};
@@ -42,8 +42,8 @@ values(float* __restrict__ B, const float* __restrict__ weights, long long size)
 
 // weights of each row times the cosine of B and the phase of each column.
 extern "C" __global__ void __launch_bounds__(THREADS)
-waves(float* __restrict__ B, const float* __restrict__ weights, const float* __restrict__ phases,
-      long long size) {
+weighted_cosines(float* __restrict__ B, const float* __restrict__ weights, const float* __restrict__ phases,
+                 long long size) {
     replace(B, size, [=](float product, long long row, unsigned column) {
         return weights[row] * cosf(product + phases[column]);
     });

@@ -11,12 +11,12 @@ from . import device, programs
 
 
 def takes(B: Array) -> bool:
-    """Whether ``values`` and ``waves`` run on B: contiguous, float32, on a device, unless the general path is
-    asked for."""
+    """Whether ``scalar_function`` and ``weighted_cosines`` run on B: contiguous, float32, on a device, unless
+    the general path is asked for."""
     return namespace(B) is not np and B.dtype == np.float32 and B.flags.c_contiguous and asked() != "general"
 
 
-def values(layer: Layer, B: Array, weights: Array | None) -> None:
+def scalar_function(layer: Layer, B: Array, weights: Array | None) -> None:
     """In place of inner products B (n, m): what ``pointwise.apply`` makes of them, times weights (n,) of rows.
 
     B was multiplied by the factors before, those of the first side among them. weights: the first side's after;
@@ -25,12 +25,12 @@ def values(layer: Layer, B: Array, weights: Array | None) -> None:
     """
     if weights is None:
         weights = namespace(B).ones(len(B), np.float32)
-    _launch(programs.values(layer, B.shape[1]), B, weights)
+    _launch(programs.scalar_function(layer, B.shape[1]), B, weights)
 
 
-def waves(B: Array, weights: Array, phases: Array) -> None:
-    """In place of B (n, m): weights (n,) times cos(B + phases), phases (m,); asynchronous as ``values``."""
-    _launch(programs.waves(B.shape[1]), B, weights, phases)
+def weighted_cosines(B: Array, weights: Array, phases: Array) -> None:
+    """In place of B (n, m): weights (n,) times cos(B + phases), phases (m,); asynchronous as ``scalar_function``."""
+    _launch(programs.weighted_cosines(B.shape[1]), B, weights, phases)
 
 
 def _launch(program: programs.Program, B: Array, *vectors: Array) -> None:
