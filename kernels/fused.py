@@ -1,4 +1,4 @@
-"""Which code runs a convolutional kernel: fused code for the host or the device, or the general path.
+"""Which code runs a convolutional kernel or feature map: fused code for host or device, or the general path.
 
 All of them compute the same numbers (within the stated tolerances) from the same prepared blocks. The fused
 ones cover many networks, the general one all; the environment variable ``MEGAGRAM_KERNEL_PATH`` forces one.
@@ -117,3 +117,13 @@ def choose(network: Network, tangent: Tangent, image: Array, *, preparing: bool 
     if wanted != "auto":
         raise KernelError(f"{VARIABLE}={wanted}, but {reason}")
     return general
+
+
+def runs_entrywise(B: Array) -> bool:
+    """Whether the passes of ``cuda.entrywise`` run on products B (n, m) of a feature map, not NumPy's or CuPy's.
+
+    Raises:
+        KernelError: the environment asks for a path that does not exist.
+    """
+    wanted = asked()
+    return wanted != "general" and namespace(B) is not np and B.dtype == np.float32 and B.flags.c_contiguous

@@ -29,7 +29,7 @@ def free_bytes() -> int:
 
 
 def launch(program: Program, count: int, arguments: Sequence[Any]) -> None:
-    """Run ``program`` for ``count`` pairs of images, or blocks of entries, on the current stream; it may end later."""
+    """Run ``program`` for ``count`` pairs, or blocks of entries, on the current stream; it may end later."""
     function = compiled(program)
     function((count, program.blocks), (program.threads,), tuple(arguments), shared_mem=program.shared_bytes)
 

@@ -1,19 +1,15 @@
-"""What feature maps do to products of rows entry by entry, in one pass on a device (SPEC F2, F3)."""
+"""What feature maps do to products of rows entry by entry, in one pass on a device (SPEC F2, F3).
+
+``fused.runs_entrywise`` says whether these passes run on an array.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..arrays import Array, namespace
-from ..fused import asked
 from ..layers import Layer
 from . import device, programs
-
-
-def takes(B: Array) -> bool:
-    """Whether ``scalar_function`` and ``weighted_cosines`` run on B: contiguous, float32, on a device, unless
-    the general path is asked for."""
-    return namespace(B) is not np and B.dtype == np.float32 and B.flags.c_contiguous and asked() != "general"
 
 
 def scalar_function(layer: Layer, B: Array, weights: Array | None) -> None:
@@ -29,7 +25,7 @@ def scalar_function(layer: Layer, B: Array, weights: Array | None) -> None:
 
 
 def weighted_cosines(B: Array, weights: Array, phases: Array) -> None:
-    """In place of B (n, m): weights (n,) times cos(B + phases), phases (m,); asynchronous as ``scalar_function``."""
+    """In place of B (n, m): weights (n,) times cos(B + phases), phases (m,); asynchronous as well."""
     _launch(programs.weighted_cosines(B.shape[1]), B, weights, phases)
 
 

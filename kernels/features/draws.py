@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import fused
 from ..arrays import Array, namespace
 from ..base import KernelError
 from ..cuda import entrywise
@@ -95,7 +96,7 @@ def fourier_features(
     out = xp.matmul(unit * unit.dtype.type(1 / sigma), W.T, out=out)
     missing = (xp.einsum("ij,ij->i", unit, unit) - 1) * (0.5 / sigma**2)
     scale = weight * xp.exp(missing) * math.sqrt(2 / len(W))
-    if entrywise.takes(out):
+    if fused.runs_entrywise(out):
         entrywise.weighted_cosines(out, scale, phase)
         return out
     for strip in _strips(out):

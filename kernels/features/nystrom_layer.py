@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
+from .. import fused
 from ..arrays import Array, namespace
 from ..base import Cost
 from ..cuda import entrywise
@@ -83,7 +84,7 @@ def _values(layer: Layer, B: Array, weights: Array | None, workspace: Workspace)
     """The scalar function of inner products B (rows, m) in place, times weights (rows,) after it."""
     if layer.kernel == "linear":
         return
-    if entrywise.takes(B):
+    if fused.runs_entrywise(B):
         entrywise.scalar_function(layer, B, weights)
         return
     xp = namespace(B)

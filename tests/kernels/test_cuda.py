@@ -38,7 +38,7 @@ from models import (
 from test_norms import from_self_gram
 
 from kernels import cuda, fused, pointwise
-from kernels.base import same_rows
+from kernels.base import KernelError, same_rows
 from kernels.convolutional import Convolutional, Layer
 from kernels.cuda import device as real_device
 from kernels.cuda import entrywise
@@ -458,7 +458,7 @@ def test_feature_maps_with_fused_passes_are_the_same(name, host, monkeypatch):
     phi = phi.learn(InMemory(X))
     wanted = phi.features(X)
     assert not host.launches
-    monkeypatch.setattr(entrywise, "takes", lambda B: True)
+    monkeypatch.setattr(fused, "runs_entrywise", lambda B: True)
     found = phi.features(X)
     assert len(host.launches) == passes
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.linalg.norm(wanted, axis=1).max())
@@ -473,12 +473,25 @@ def test_fused_passes_are_for_float32_on_a_device(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.delenv(fused.VARIABLE, raising=False)
     B = np.zeros((4, 6), np.float32)
-    assert entrywise.takes(B.view(OnDevice))
-    assert not entrywise.takes(B)
-    assert not entrywise.takes(B.astype(np.float64).view(OnDevice))
-    assert not entrywise.takes(B[:, :3].view(OnDevice))
+    assert fused.runs_entrywise(B.view(OnDevice))
+    assert not fused.runs_entrywise(B)
+    assert not fused.runs_entrywise(B.astype(np.float64).view(OnDevice))
+    assert not fused.runs_entrywise(B[:, :3].view(OnDevice))
     monkeypatch.setenv(fused.VARIABLE, "general")
-    assert not entrywise.takes(B.view(OnDevice))
+    assert not fused.runs_entrywise(B.view(OnDevice))
+
+
+@pytest.mark.parametrize("name", ["anchors, exponential, relu", "random Fourier"])
+def test_a_misspelt_path_is_refused_by_feature_maps(name, monkeypatch):
+    """On the host too, where no pass is fused: the same setting is right or wrong on every machine."""
+    phi, _ = MAPS[name]
+    X = busy_images(3, (8, 7, 2)).astype(np.float32)
+    if phi.inputs == "vectors":
+        X = X.reshape(3, -1)
+    phi = phi.learn(InMemory(X))
+    monkeypatch.setenv(fused.VARIABLE, "numpy")
+    with pytest.raises(KernelError, match="MEGAGRAM_KERNEL_PATH=numpy is unknown: choose from auto, general"):
+        phi.features(X)
 
 
 # What is specialised, and that devices' compilers take it.

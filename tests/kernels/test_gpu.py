@@ -23,7 +23,6 @@ from kernels import cuda, fused
 from kernels.arrays import to_host, why_no_device
 from kernels.base import Kernel
 from kernels.convolutional import Convolutional
-from kernels.cuda import entrywise
 from kernels.deep import FullyConnected
 from kernels.dot_product import DotProduct
 from kernels.features.base import FeatureMap, InMemory
@@ -158,7 +157,7 @@ def test_feature_maps(name, dtype, path, monkeypatch):
     features = phi.features(X)
     monkeypatch.setenv(fused.VARIABLE, path)
     samples = cupy.asarray(X.astype(dtype))
-    assert entrywise.takes(samples) == (dtype is np.float32 and path == "auto")
+    assert fused.runs_entrywise(samples) == (dtype is np.float32 and path == "auto")
     found = to_host(phi.features(samples))
     assert found.dtype == dtype
     K = features @ features.T
