@@ -18,6 +18,9 @@ def scalar_function(layer: Layer, B: Array, weights: Array | None) -> None:
     B was multiplied by the factors before, those of the first side among them. weights: the first side's after;
     None stands for 1.
     layer: not linear, of which nothing is left to do. Asynchronous on the current stream.
+
+    Raises:
+        KernelError: a text is missing from the installation.
     """
     if weights is None:
         weights = namespace(B).ones(len(B), np.float32)
@@ -25,7 +28,7 @@ def scalar_function(layer: Layer, B: Array, weights: Array | None) -> None:
 
 
 def weighted_cosines(B: Array, weights: Array, phases: Array) -> None:
-    """In place of B (n, m): weights (n,) times cos(B + phases), phases (m,); asynchronous as well."""
+    """In place of B (n, m): weights (n,) times cos(B + phases), phases (m,); asynchronous, and raises, as well."""
     _launch(programs.weighted_cosines(B.shape[1]), B, weights, phases)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..base import KernelError
 from ..layers import Layer
 from ..network import Network
 from .axes import Axis, pooled, unpooled
@@ -25,7 +26,7 @@ LARGEST_GRID = 32
 """Width of a grid that a warp's lanes hold; also the height of an image that the registers of a thread hold."""
 
 _FOLDER = Path(__file__).parent
-_TEXTS = ("scalar.cu", "layer.cu", "displacement.cu")
+_TEXTS = ("scalar.cu", "layer.cu", "displacement.cu", "entrywise.cu")
 
 _MOST_ROWS = 4
 _MOST_THREADS = 512
@@ -103,7 +104,11 @@ def plan(network: Network, tangent: bool, channels: int, shared_limit: int) -> P
 
 @lru_cache(maxsize=64)
 def scalar_function(layer: Layer, columns: int) -> Program:
-    """The program of ``entrywise.scalar_function`` for matrices with so many columns."""
+    """The program of ``entrywise.scalar_function`` for matrices with so many columns.
+
+    Raises:
+        KernelError: a text is missing from the installation.
+    """
     # What turns inner products multiplied by the factors before into what scalar.cu takes, and its values into
     # those that the factors after are for: relu's are negated cosines, and pi kappa_1.
     before, shift, after = 1.0, 0.0, 1.0
@@ -123,19 +128,30 @@ def scalar_function(layer: Layer, columns: int) -> Program:
 
 @lru_cache(maxsize=64)
 def weighted_cosines(columns: int) -> Program:
-    """The program of ``entrywise.weighted_cosines`` for matrices with so many columns."""
+    """The program of ``entrywise.weighted_cosines`` for matrices with so many columns; raises as well."""
     return _entrywise("weighted_cosines", columns, {})
 
 
 def _entrywise(name: str, columns: int, constants: dict[str, object]) -> Program:
+    reason = _missing()
+    if reason is not None:
+        raise KernelError(reason)
     sizes = {"COLUMNS": columns, "ENTRIES": _THREAD_ENTRIES, "THREADS": _ENTRY_THREADS}
     return Program(name, _source("entrywise.cu", {**sizes, **constants}, ()), _ENTRY_THREADS, 0, 1, ())
 
 
-def _obstacle(network: Network, channels: int) -> str | None:
+def _missing() -> str | None:
+    """The text that the installation lacks, as an error message; None if all are there."""
     for text in _TEXTS:
         if not (_FOLDER / text).is_file():
             return f"fused CUDA code lacks its file {_FOLDER / text}: install megagram again"
+    return None
+
+
+def _obstacle(network: Network, channels: int) -> str | None:
+    reason = _missing()
+    if reason is not None:
+        return reason
     grid, widest = network.stages[0].grid, max(stage.layer.patch for stage in network.stages)
     if grid[1] > LARGEST_GRID:
         return f"fused CUDA code takes images up to {LARGEST_GRID} wide, not {grid[0]}x{grid[1]}"

@@ -660,17 +660,37 @@ def test_what_has_no_fused_code_is_named(kernel, shape, dtype, message, host):
     assert "\n" not in reason
 
 
-@pytest.mark.parametrize("missing", ["scalar.cu", "layer.cu", "displacement.cu"])
+SOURCES = sorted(path.name for path in real_programs._FOLDER.glob("*.cu"))
+
+
+def install_without(missing: str, folder: Path, monkeypatch) -> None:
+    for source in SOURCES:
+        if source != missing:
+            (folder / source).touch()
+    monkeypatch.setattr(real_programs, "_FOLDER", folder)
+
+
+@pytest.mark.parametrize("missing", SOURCES)
 def test_an_installation_without_a_source_has_an_obstacle(missing, tmp_path, monkeypatch):
-    for source in real_programs._FOLDER.glob("*.cu"):
-        if source.name != missing:
-            (tmp_path / source.name).touch()
-    monkeypatch.setattr(real_programs, "_FOLDER", tmp_path)
+    install_without(missing, tmp_path, monkeypatch)
     # Past the cache, which holds what other tests planned.
     chosen = plan.__wrapped__(network_of(PUBLISHED["exp/exp 2-5"], (32, 32, 3)), False, 3, LIMITS["sm_90"])
     assert chosen.obstacle is not None
     assert missing in chosen.obstacle
     assert "\n" not in chosen.obstacle
+
+
+@pytest.mark.parametrize("missing", SOURCES)
+def test_an_installation_without_a_source_refuses_entrywise_passes(missing, tmp_path, monkeypatch):
+    """Not by the error of reading a file: what to do is to install again."""
+    install_without(missing, tmp_path, monkeypatch)
+    # Past the caches, which hold what other tests made.
+    for make in (
+        lambda: real_programs.weighted_cosines.__wrapped__(100),
+        lambda: real_programs.scalar_function.__wrapped__(Layer(3, **RELU), 100),
+    ):
+        with pytest.raises(KernelError, match=rf"{re.escape(missing)}: install megagram again$"):
+            make()
 
 
 def test_every_source_is_packaged():
