@@ -28,12 +28,21 @@ __device__ __forceinline__ void replace(float* B, long long size, Function funct
 
 #ifdef FUNCTION
 
-// B: inner products multiplied by the factors before; weights: the factors after, of each row.
+// B: inner products multiplied by the factors before; weights: the factors after, of each row, if WEIGHTED.
 extern "C" __global__ void __launch_bounds__(THREADS)
-scalar_function(float* __restrict__ B, const float* __restrict__ weights, long long size) {
+scalar_function(float* __restrict__ B,
+#if WEIGHTED
+                const float* __restrict__ weights,
+#endif
+                long long size) {
     replace(B, size, [=](float product, long long row, unsigned) {
+#if WEIGHTED
+        const float after = weights[row] * AFTER;
+#else
+        const float after = AFTER;
+#endif
         float kappa_0;
-        const Patches patches = {1.0f, BEFORE, weights[row] * AFTER};
+        const Patches patches = {1.0f, BEFORE, after};
         return pointwise<FUNCTION, false, true, DEGREE>(product - SHIFT, patches, 0.0f, kappa_0);
     });
 }

@@ -22,9 +22,8 @@ def scalar_function(layer: Layer, B: Array, weights: Array | None) -> None:
     Raises:
         KernelError: a text is missing from the installation.
     """
-    if weights is None:
-        weights = namespace(B).ones(len(B), np.float32)
-    _launch(programs.scalar_function(layer, B.shape[1]), B, weights)
+    vectors = () if weights is None else (weights,)
+    _launch(programs.scalar_function(layer, B.shape[1], bool(vectors)), B, *vectors)
 
 
 def weighted_cosines(B: Array, weights: Array, phases: Array) -> None:

@@ -103,8 +103,8 @@ def plan(network: Network, tangent: bool, channels: int, shared_limit: int) -> P
 
 
 @lru_cache(maxsize=64)
-def scalar_function(layer: Layer, columns: int) -> Program:
-    """The program of ``entrywise.scalar_function`` for matrices with so many columns.
+def scalar_function(layer: Layer, columns: int, weighted: bool) -> Program:
+    """The program of ``entrywise.scalar_function`` for matrices with so many columns, with weights or without.
 
     Raises:
         KernelError: a text is missing from the installation.
@@ -122,6 +122,7 @@ def scalar_function(layer: Layer, columns: int) -> Program:
         "BEFORE": _float(before),
         "SHIFT": _float(shift),
         "AFTER": _float(after),
+        "WEIGHTED": int(weighted),
     }
     return _entrywise("scalar_function", columns, constants)
 

@@ -410,6 +410,7 @@ def test_values_of_anchors_are_the_general_ones(function, shape, host):
     assert (np.abs(B - wanted) <= TOLERANCE * largest[:, None]).all()
     assert nothing_beside(memory)
     ((program, blocks),) = host.launches
+    assert f"#define WEIGHTED {int(after is not None)}\n" in program.source
     assert blocks == -(-B.size // (4 * program.threads))
 
 
@@ -547,7 +548,10 @@ def test_specialised_programs_compile_for_devices(name, shape, architecture, tmp
     "program",
     [
         real_programs.weighted_cosines(100),
-        *(real_programs.scalar_function(Layer(3, **f), 100) for f in (EXP, RELU, POLY3, SQUARE)),
+        *(
+            real_programs.scalar_function(Layer(3, **f), 100, f in (EXP, RELU))
+            for f in (EXP, RELU, POLY3, SQUARE)
+        ),
     ],
     ids=["weighted cosines", "exponential", "relu", "polynomial", "square"],
 )
@@ -687,7 +691,7 @@ def test_an_installation_without_a_source_refuses_entrywise_passes(missing, tmp_
     # Past the caches, which hold what other tests made.
     for make in (
         lambda: real_programs.weighted_cosines.__wrapped__(100),
-        lambda: real_programs.scalar_function.__wrapped__(Layer(3, **RELU), 100),
+        lambda: real_programs.scalar_function.__wrapped__(Layer(3, **RELU), 100, True),
     ):
         with pytest.raises(KernelError, match=rf"{re.escape(missing)}: install megagram again$"):
             make()

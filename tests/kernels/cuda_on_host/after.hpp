@@ -18,10 +18,16 @@ void call(void (*kernel)(A...)) {
     call(kernel, std::index_sequence_for<A...>());
 }
 
+template <typename... A>
+constexpr size_t parameters(void (*)(A...)) {
+    return sizeof...(A);
+}
+
 }  // namespace
 
-// Returns null, or what went wrong. Shared memory holds NaN when a block starts.
-extern "C" const char* launch(unsigned count, unsigned blocks, int backwards, void** given) {
+// number: of arguments given. Returns null, or what went wrong. Shared memory holds NaN when a block starts.
+extern "C" const char* launch(unsigned count, unsigned blocks, int backwards, void** given, size_t number) {
+    if (number != parameters(KERNEL)) return "the function takes another number of arguments";
     arguments = given;
     fibres::message = nullptr;
     fibres::body = [] { call(KERNEL); };

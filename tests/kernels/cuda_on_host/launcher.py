@@ -28,8 +28,8 @@ FLAGS = (
 # The order of threads is fixed here, and these two are what the compiler of a device knows and this one does not.
 FLAGS += ("-Wno-unknown-pragmas", "-Wno-unused-parameter")
 
-IN_PLACE = {"scalar_function": 2, "weighted_cosines": 3}
-"""Programs that work in place, and how many arrays they take."""
+IN_PLACE = ("scalar_function", "weighted_cosines")
+"""Programs that work in place, on arrays and then a size."""
 
 
 class HostDevice:
@@ -59,7 +59,7 @@ class HostDevice:
         assert all(argument.flags.c_contiguous for argument in arguments)
         dtypes = [argument.dtype for argument in arguments]
         if program.name in IN_PLACE:
-            assert dtypes == [np.float32] * IN_PLACE[program.name] + [np.int64]
+            assert dtypes == [np.float32] * (len(dtypes) - 1) + [np.int64]
         else:
             assert dtypes == [np.float32] * 4 + [np.int32] * 3 + [np.float32] * 2
             for results in arguments[-2:]:
@@ -70,7 +70,7 @@ class HostDevice:
         given = (ctypes.c_void_p * len(arguments))(
             *(ctypes.addressof(pointers) + n * ctypes.sizeof(ctypes.c_void_p) for n in range(len(arguments)))
         )
-        message = self.compiled(program)(count, program.blocks, int(self.backwards), given)
+        message = self.compiled(program)(count, program.blocks, int(self.backwards), given, len(arguments))
         self.launches.append((program, count))
         assert message is None, message.decode()
 
@@ -89,5 +89,5 @@ class HostDevice:
             assert done.returncode == 0, done.stderr[-4000:]
         launch = ctypes.CDLL(str(library)).launch
         launch.restype = ctypes.c_char_p
-        launch.argtypes = [ctypes.c_uint, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
+        launch.argtypes = [ctypes.c_uint, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
         return launch
