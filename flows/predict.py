@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import shutil
 import time
@@ -115,9 +116,14 @@ def _check_outputs(outputs: dict[str, Path]) -> None:
         raise ExperimentError(f"--scores {outputs['--scores']}: is the file of --out; choose another name")
 
 
+def _here() -> str:
+    """A short name of this machine or container, within which a pid means something."""
+    return hashlib.sha256(leases.machine().encode()).hexdigest()[:12]
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove what predictions into ``path`` that were killed on this machine left beside it."""
-    for left in path.parent.glob(glob.escape(f".{path.name}.{leases.host()}-") + "*-????????"):
+    for left in path.parent.glob(glob.escape(f".{path.name}.{_here()}-") + "*-????????"):
         pid = left.name.rsplit("-", 2)[1]
         if pid.isdigit() and leases.process_started(int(pid)) == 0.0:
             left.unlink(missing_ok=True)
@@ -138,7 +144,7 @@ class _Rows:
     def __enter__(self) -> _Rows:
         if self._path is not None:
             _remove_leftovers(self._path)
-            begun = f"{leases.host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            begun = f"{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
             self._temporary = self._path.with_name(f".{self._path.name}.{begun}")
             with disk_errors(self._path.parent):
                 self._stream = self._temporary.open("wb")

@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.watchdog import explain
 from kernels.base import digest
-from pipelines import begun, evaluate, features, fit, inventory, leases, pools, provenance, results
+from pipelines import begun, features, fit, inventory, leases, pools, provenance, results
 from pipelines.errors import ChunkLost, MegagramError, NumericalError, StoreError
 from pipelines.experiment import Experiment
 from pipelines.experiment.toml import to_toml
@@ -129,9 +129,8 @@ class Work(ABC):
         self._save_model()
         report.build(result, self._folder)
         self._results.commit(self.run, result)
-        if not evaluate.stopped_short(self.evaluation):
-            inventory.remove_solves(self.root, self._solves)
         self.journal.finish("done", report=str(final / "report.html"), result=str(final))
+        inventory.remove_solves(self.root, self._solves)
         self.result = result
         self.folder = final
         return {"report": str(final / "report.html")}
@@ -267,7 +266,7 @@ class Work(ABC):
                 results.load_array(before, name, checksum)
             for name in checksums:  # only when all are known to be whole
                 results.link(before / f"{name}.npy", self._folder / f"{name}.npy")
-        except (OSError, ValueError, KeyError, EOFError, MegagramError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MegagramError) as error:
             self.display.line(
                 f"warning: the result of run {before.name} is not used again, and the system is solved anew: {error}"
             )

@@ -1,14 +1,18 @@
-"""Files that are written whole, under a temporary name that is then changed; what a disk refuses, in words."""
+"""Files that are written whole, under a temporary name that is then changed; documents that notice damage; what a disk
+refuses, in words."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import DiskFull, StoreError
 
@@ -36,6 +40,29 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document for JSON with a digest of itself, so that a change of a single number in it is noticed."""
+    return {**document, "seal": _seal(document)}
+
+
+def unsealed(document: Any) -> dict[str, Any]:
+    """What was ``sealed``, as it comes back from JSON.
+
+    Raises:
+        ValueError: it is no such document, or not as it was written.
+    """
+    if not isinstance(document, dict):
+        raise ValueError("it holds no document")
+    inner = {name: value for name, value in document.items() if name != "seal"}
+    if document.get("seal") != _seal(inner):
+        raise ValueError("it is not as it was written")
+    return inner
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:

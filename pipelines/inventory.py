@@ -81,9 +81,12 @@ def half_removed(root: Path) -> list[Path]:
 
 
 def remove_solves(root: Path, folders: Sequence[Path]) -> None:
-    """Remove what solves kept, their factors included, once their result is safe; not where others work."""
+    """Remove what solves kept, their factors included, once their result is safe; not where a run works, or has
+    something left to go on from."""
     names = {folder.name for folder in folders}
-    going = [*(folder for folder in folders if folder.exists()), *factors_of(root, names)]
+    needed = _users(root, names) if names else {}
+    going = [folder for folder in folders if folder.exists() and (SOLVES, folder.name) not in needed]
+    going += factors_of(root, {folder.name for folder in going})
     for path in going:
         if not leases.living(path):
             remove_store(path)
@@ -132,16 +135,17 @@ def inventory_rows(entries: Sequence[Entry]) -> list[list[object]]:
     ]
 
 
-def _users(root: Path) -> dict[tuple[str, str], set[str]]:
-    """From a store (kind, address) to the experiments that need it.
+def _users(root: Path, solves: Collection[str] | None = None) -> dict[tuple[str, str], set[str]]:
+    """From a store (kind, address) to the experiments that need it; of solves of some names alone.
 
     An experiment needs what each of its results rests on, what runs since the newest one have left to resume,
     and what any run works on. A solve is of no more use to a run that finished, unless more iterations could go on
-    from it. Stores go by kind and address, so that a root may be moved.
+    from it and no newer run of the experiment had enough. Stores go by kind and address, so that a root may be moved.
     """
     users: dict[tuple[str, str], set[str]] = {}
+    solved: set[str]
     for folder in sorted((root / "runs").glob("*")):
-        finished = False
+        finished, solved = False, set()
         for journal in journals(root, folder.name):
             done = journal.get("state") == "done"
             result = result_of(root, journal) if done else None
@@ -150,7 +154,14 @@ def _users(root: Path) -> dict[tuple[str, str], set[str]]:
             finished = finished or done
             named = [*journal.get("uses", ()), *(store["path"] for store in journal.get("stores", ()))]
             for used in map(Path, named):
-                if used.parent.name == SOLVES and result is not None and not _stopped_short(result):
+                if solves is not None and not (used.parent.name == SOLVES and used.name in solves):
+                    continue
+                if (
+                    used.parent.name == SOLVES
+                    and result
+                    and (used.name in solved or not _stopped_short(result))
+                ):
+                    solved.add(used.name)
                     continue
                 users.setdefault((used.parent.name, used.name), set()).add(folder.name)
     return users

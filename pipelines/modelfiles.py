@@ -1,6 +1,6 @@
 """A fitted model as it lies in a result's folder.
 
-``model.json`` says what the numbers beside it mean: ``rows.npy``, the pool rows it was trained on;
+``model.json``, sealed, says what the numbers beside it mean: ``rows.npy``, the pool rows it was trained on;
 ``preprocessing.npz``, what fitted steps learned; and either ``alpha.npy``, their coefficients, or ``weights.npy`` of
 the features of a map, with ``map/``, what that learned; and checksums of what is not checked otherwise. Training
 samples of an expansion stay where they were prepared, in a feature store under the root; a model on features needs its
@@ -24,7 +24,7 @@ from kernels.features.base import FeatureMap
 from . import datasets, samples
 from .errors import StoreError
 from .explicit import mapfiles
-from .files import disk_errors
+from .files import disk_errors, sealed, unsealed
 from .model import MAP, Expansion, LinearModel, Model
 from .pools import Pools
 from .preprocessing import Preprocessing
@@ -82,7 +82,7 @@ def save(
     with disk_errors(folder):
         if state is not None:
             shutil.copyfile(state, folder / STATE)
-        (folder / DOCUMENT).write_text(json.dumps(document, indent=1))
+        (folder / DOCUMENT).write_text(json.dumps(sealed(document), indent=1))
 
 
 def load(folder: Path) -> Model:
@@ -107,8 +107,8 @@ def load(folder: Path) -> Model:
             " run the experiment again"
         )
     try:
-        return _model(folder, document)
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        return _model(folder, unsealed(document))
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise StoreError(
             f"{folder}: the model is damaged ({type(error).__name__}: {error}); run the experiment again"
         ) from None

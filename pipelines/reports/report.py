@@ -200,7 +200,7 @@ def page(result: Result) -> Page:
         Section("Configuration", (Code(result["experiment_toml"], "toml"),)),
         Section("Provenance", tuple(_provenance_blocks(result))),
     )
-    warnings = (*result["data"]["warnings"], *result["evaluation"].get("notes", ()))
+    warnings = tuple(dict.fromkeys((*result["data"]["warnings"], *result["evaluation"].get("notes", ()))))
     foot = f"megagram {result['megagram']} · run {result['run']} · {result['created']}"
     return Page(result["experiment"], _summary(result), warnings, sections, foot)
 

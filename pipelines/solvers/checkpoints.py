@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import disk_errors, sync
+from ..files import disk_errors, sealed, sync, unsealed
 from ..results import load_array, save_array
 from .base import Solution, Status
 
@@ -34,17 +34,18 @@ class Checkpoints:
         if self._folder is None:
             return None
         folder = self._path(ridge)
+        if not folder.exists():
+            return None
         try:
-            facts = json.loads((folder / "solution.json").read_text())
+            facts = unsealed(json.loads((folder / "solution.json").read_text()))
             arrays: dict[str, Any] = {
                 name: load_array(folder, name, checksum) for name, checksum in facts.pop("checksums").items()
             }
             facts |= {"status": Status(facts["status"]), "notes": (*facts["notes"], EARLIER)}
             return Solution(**facts, **arrays)
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
-            if folder.exists():
-                self._damaged.add(ridge)
-                shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+            self._damaged.add(ridge)
+            shutil.rmtree(folder, ignore_errors=True)
             return None
 
     def told(self, solution: Solution) -> Solution:
@@ -73,7 +74,7 @@ class Checkpoints:
         with disk_errors(self._folder):
             temporary.mkdir(parents=True)
             facts["checksums"] = {name: save_array(temporary, name, arrays[name]) for name in arrays}
-            (temporary / "solution.json").write_text(json.dumps(facts))
+            (temporary / "solution.json").write_text(json.dumps(sealed(facts)))
             for path in (*temporary.iterdir(), temporary):
                 sync(path)
             with suppress(OSError):  # another process keeps the same solution

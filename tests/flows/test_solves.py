@@ -52,6 +52,18 @@ def test_a_solve_is_kept_where_a_ridge_did_not_converge(tmp_path: Path) -> None:
     assert not list((tmp_path / "root" / "solves").iterdir())
 
 
+def test_a_solve_that_another_experiment_goes_on_from_is_kept(tmp_path: Path) -> None:
+    """Protects what one experiment has to go on from, from another on the same system that is finished with it."""
+    run(tmp_path, 1)
+    other = TOML.replace('name = "', 'name = "other-')
+    (tmp_path / "other.toml").write_text(f"{other}max_iterations = 1000\n")
+    with Terminal() as display:
+        run_study(experiment.load(tmp_path / "other.toml"), tmp_path / "root", "serial", display)
+    assert len(list((tmp_path / "root" / "solves").iterdir())) == 1
+    run(tmp_path, 1000)
+    assert not list((tmp_path / "root" / "solves").iterdir())
+
+
 def test_a_solve_is_kept_where_the_refit_alone_did_not_converge(tmp_path: Path) -> None:
     """Protects iterations of the final model, which has more samples than the path and may take more of them."""
 

@@ -77,8 +77,8 @@ OTHERS = {
     "GAP, relu NTK, 5": gap(RELU, 5, True),
     "GAP, relu NTK, 3, periodic": gap(RELU, 3, True, "periodic"),
     "GAP, exp, 2": gap(EXP, 2),
-    "GAP, relu both, patches 1 and 2, periodic": Convolutional(
-        (Layer(1, **RELU, pooling="average"), Layer(2, **RELU, pooling="global")), "both", "periodic"
+    "GAP, relu both, patches 2 and 1, periodic": Convolutional(
+        (Layer(2, **RELU, pooling="average"), Layer(1, **RELU, pooling="global")), "both", "periodic"
     ),
     "GAP after pooling": Convolutional(
         (

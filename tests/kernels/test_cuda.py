@@ -62,7 +62,7 @@ SAMPLE = (
     ("relu both, gaussian, periodic", (8, 8, 1)),
     ("four layers, average", (8, 8, 2)),
     ("GAP, relu both, 2", (8, 8, 5)),
-    ("GAP, relu both, patches 1 and 2, periodic", (8, 8, 2)),
+    ("GAP, relu both, patches 2 and 1, periodic", (8, 8, 2)),
     ("even patches", (13, 13, 1)),
 )
 
@@ -535,7 +535,7 @@ def compile_for(architecture: str, program: Program, tmp_path: Path) -> None:
     [
         ("exp/exp, strided, periodic", (13, 13, 1)),
         ("GAP, relu NTK, 5", (8, 8, 1)),
-        ("GAP, relu both, patches 1 and 2, periodic", (8, 8, 1)),
+        ("GAP, relu both, patches 2 and 1, periodic", (8, 8, 1)),
     ],
 )
 def test_specialised_programs_compile_for_devices(name, shape, architecture, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +76,17 @@ def test_a_flipped_bit_is_damage_and_the_ridge_is_told_of(name: str, tmp_path: P
     assert kept.load(1e-8) is None
     assert kept.told(saved).notes == ("one", "two", DAMAGED)
     assert kept.told(replace(saved, ridge=1e-8)).notes == ("one", "two"), "nothing was kept of it"
+
+
+@pytest.mark.parametrize(("key", "value"), [("ridge", 2e-7), ("shift", 48.0), ("checksums", [3])])
+def test_a_changed_fact_is_damage(key: str, value: Any, tmp_path: Path) -> None:
+    """Protects scores, which rest on the shift, and the path from a ridge that nobody asked for."""
+    kept = Checkpoints(tmp_path)
+    kept.save(SOLUTION)
+    path = tmp_path / "ridge-1e-07" / "solution.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert kept.load(1e-7) is None
+    assert kept.told(SOLUTION).notes == ("one", "two", DAMAGED)
 
 
 def test_without_a_folder_nothing_is_kept() -> None:

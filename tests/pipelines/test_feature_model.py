@@ -22,6 +22,7 @@ from pipelines.errors import DataError, NumericalError, StoreError
 from pipelines.experiment import Experiment
 from pipelines.explicit import maps
 from pipelines.explicit.featuresource import StoredFeatures
+from pipelines.files import sealed, unsealed
 from pipelines.site import Site
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
@@ -74,9 +75,9 @@ def save(
 def put(folder: Path, weights: np.ndarray) -> None:
     """Give a model other weights, and their checksum."""
     path = folder / modelfiles.DOCUMENT
-    document = json.loads(path.read_text())
+    document = unsealed(json.loads(path.read_text()))
     document["checksums"]["weights"] = results.save_array(folder, "weights", weights)
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(sealed(document)))
 
 
 @contextmanager
@@ -237,9 +238,9 @@ def test_a_map_of_another_model_is_refused(saved: Saved, samples: small.Samples,
 def test_an_exact_kernel_has_no_weights(saved: Saved) -> None:
     """Protects from a document that was changed by hand: weights belong to a feature map."""
     path = saved.folder / "model.json"
-    document = json.loads(path.read_text())
+    document = unsealed(json.loads(path.read_text()))
     document["kernel"]["description"] = from_description(LINEAR).describe()
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(sealed(document)))
     with pytest.raises(StoreError, match="dot-product kernel has no explicit features"):
         _ = modelfiles.load(saved.folder).kernel
 

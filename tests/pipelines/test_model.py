@@ -17,6 +17,7 @@ import small
 
 from pipelines import gram, modelfiles, pools, predictions, products, tasks
 from pipelines.errors import ChunkLost, DataError, StoreError
+from pipelines.files import sealed, unsealed
 from pipelines.site import Site
 
 pytestmark = pytest.mark.usefixtures("tiles_of_16")
@@ -252,13 +253,23 @@ def test_a_flipped_bit_in_a_model_is_found(saved: Saved, name: str) -> None:
 
 
 @pytest.mark.parametrize("saved", ["vectors"], indirect=True)
+def test_a_changed_number_in_a_model_s_document_is_found(saved: Saved) -> None:
+    """Protects predictions from another label, scale or kernel than the model was trained with."""
+    path = saved.folder / "model.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "ridge": 2 * document["ridge"]}))
+    with pytest.raises(StoreError, match=r"the model is damaged .*not as it was written.*run the experiment"):
+        modelfiles.load(saved.folder)
+
+
+@pytest.mark.parametrize("saved", ["vectors"], indirect=True)
 def test_a_model_that_cannot_be_read_is_refused(saved: Saved) -> None:
     """Protects from other formats, other kernels, damage, and from files that could execute code."""
     path = saved.folder / "model.json"
-    document = json.loads(path.read_text())
+    document = unsealed(json.loads(path.read_text()))
 
     def refused(said: str, **changed: Any) -> None:
-        path.write_text(json.dumps({**document, **changed}))
+        path.write_text(json.dumps(sealed({**document, **changed})))
         with pytest.raises(StoreError, match=said):
             _ = modelfiles.load(saved.folder).kernel
 
@@ -273,7 +284,7 @@ def test_a_model_that_cannot_be_read_is_refused(saved: Saved) -> None:
     path.write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
         modelfiles.load(saved.folder)
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(sealed(document)))
     rows = saved.folder / "rows.npy"
     np.save(rows, np.array([{}], object), allow_pickle=True)
     checksums = {**document["checksums"], "rows": google_crc32c.value(rows.read_bytes())}
