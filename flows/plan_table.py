@@ -72,7 +72,7 @@ def _selection(made: PlanBase) -> list[Row]:
     if made.select == "gcv":
         return [("ridge", "by generalised cross-validation", GCV_CAUTION)]
     if made.select == "loo" and made.method == "tiled-cholesky":
-        return [("ridge", "by leave-one-out", "estimated with random probes; exact in memory")]
+        return [("ridge", "by leave-one-out", "its error estimated with random probes; exact in memory")]
     return []
 
 

@@ -158,8 +158,8 @@ def metrics(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray | None) -
 
 
 def select(path: Sequence[dict[str, Any]], how: str) -> int:
-    """Position in ``path`` of the best ridge (R8): highest accuracy or lowest rmse; ties to those that are solved,
-    then to the larger.
+    """Position in ``path`` of the best ridge (R8): highest accuracy, or lowest rmse where there is none; ties to those
+    that are solved, then to the larger.
 
     path: entries with "ridge", "status" and "validation", "loo", "gcv" or "test" metrics, whichever ``how`` needs;
     those without (a ridge whose factor gives no leave-one-out) are passed over.
@@ -175,6 +175,11 @@ def select(path: Sequence[dict[str, Any]], how: str) -> int:
     if not usable:
         if how == "loo":
             raise NumericalError("no ridge of the path has leave-one-out predictions; take larger ridges")
+        if how == "gcv" and all(entry["effective_dimension"] is None for entry in path):
+            raise NumericalError(
+                "generalised cross-validation needs an effective dimension, whose probes were solved for no ridge of"
+                " the path: raise solve.max_iterations, or take larger ridges"
+            )
         if how == "gcv":
             raise NumericalError(
                 "generalised cross-validation needs an effective dimension below the number of samples, which no"
@@ -347,6 +352,19 @@ def lost(solution: Solution, targets: np.ndarray) -> np.ndarray:
     return np.flatnonzero(left < LOST * error * known)
 
 
+def _loo(solution: Solution, targets: Targets) -> Metrics | None:
+    """Metrics of leaving one out; where that is estimated, the error of the targets alone.
+
+    An estimate errs by a multiple of the sample's own target, which would count it as right half of the time.
+    """
+    if solution.loo is None:
+        return None
+    if targets.classes is None or not solution.loo_estimated:
+        return metrics(targets.y, solution.loo, targets.classes)
+    found = metrics(targets.matrix, solution.loo, None)
+    return {key: found[key] for key in ("rmse", "n")}
+
+
 def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> dict[str, Any]:
     """A solution's line of the path; train metrics come free where K alpha = Y - shift * alpha."""
     fitted = _fitted(solution, targets, fitted)
@@ -362,7 +380,7 @@ def _entry(solution: Solution, targets: Targets, fitted: np.ndarray | None) -> d
         "jitter": solution.jitter,
         "notes": list(solution.notes),
         "train": metrics(targets.y, fitted, targets.classes),
-        "loo": None if solution.loo is None else metrics(targets.y, solution.loo, targets.classes),
+        "loo": _loo(solution, targets),
         "gcv": None if left_out is None else metrics(targets.y, left_out, targets.classes),
     }
 

@@ -111,7 +111,7 @@ def remove(entries: Sequence[Entry]) -> str:
 def _kept(solve: Path) -> str:
     """What the folder of a solve holds."""
     ridges = len(list(solve.glob("**/ridge-*/solution.json")))
-    return f"an unfinished solve, {ridges} ridge{'' if ridges == 1 else 's'} solved"
+    return f"an unfinished solve, {ridges} ridge{'' if ridges == 1 else 's'} kept"
 
 
 def _known(folder: Path) -> str:

@@ -109,7 +109,9 @@ def _headline(result: Result) -> list[tuple[str, Cell, str]]:
         remark = f"on {count_text(evaluation['loo']['n'], 'training sample')}, each left out in turn"
         if result["solver"]["method"] == "tiled-cholesky":
             remark += "; estimated"
-        rows.append((f"Leave-one-out {name}", Cell(score_text(evaluation["loo"][metric], metric)), remark))
+        known = _loo_metric(evaluation)
+        value = Cell(score_text(evaluation["loo"][known], known))
+        rows.append((f"Leave-one-out {METRICS[known]}", value, remark))
     if evaluation["select"] == "gcv":
         n = count_text(evaluation["gcv"]["n"], "training sample")
         remark = f"generalised cross-validation on {n}: {GCV_CAUTION}"
@@ -224,6 +226,11 @@ def _path_blocks(result: Result, drawing: bool) -> Iterator[Block]:
         yield Text(f"At ridge {', '.join(ridges)}: {note}", "note")
 
 
+def _loo_metric(evaluation: Mapping[str, Any]) -> str:
+    """What leaving one out is measured in: an estimate knows no accuracy."""
+    return evaluation["metric"] if evaluation["metric"] in evaluation["loo"] else "rmse"
+
+
 def _path_series(result: Result) -> list[plots.Series]:
     evaluation = result["evaluation"]
     path, metric = evaluation["path"], evaluation["metric"]
@@ -237,7 +244,7 @@ def _path_series(result: Result) -> list[plots.Series]:
     series = [
         plots.Series(name, ridges, [metric_of(entry.get(key), metric) for entry in path], colour)
         for key, name, colour in named
-        if any(entry.get(key) for entry in path)
+        if any(metric_of(entry.get(key), metric) is not None for entry in path)
     ]
     if is_oracle(result):
         values = [metric_of(entry.get("test"), metric) for entry in path]
@@ -278,7 +285,9 @@ def _path_table(result: Result) -> Table:
         ("test", "test *"),
     ):
         if any(entry.get(key) for entry in path):
-            columns.append((name, [score_text(metric_of(entry.get(key), metric), metric) for entry in path]))
+            shown = _loo_metric(evaluation) if key == "loo" else metric
+            name += "" if shown == metric else f", {METRICS[shown]}"
+            columns.append((name, [score_text(metric_of(entry.get(key), shown), shown) for entry in path]))
     found = verdict(result)
     known = [found.at(entry["ridge"]) if found else None for entry in path]
     if found and any(known):

@@ -44,7 +44,8 @@ class Solution:
     effective_dimension: d(lambda) = tr K (K + shift I)^-1 (R9), or None where it is not known.
     seconds: wall time of this ridge, with an equal share of the work common to all ridges.
     peak_bytes: the process's resident high-water mark when this ridge was done.
-    loo: (n, t) leave-one-out predictions (R5) where asked for.
+    loo: (n, t) leave-one-out predictions (R5) where asked for. loo_estimated: they are right in mean square alone, not
+        sample by sample.
     notes: warnings and remarks that a report repeats.
     fitted: (n, t) predictions on the training samples where they do not follow from alpha, as for explicit features,
         whose weights (width, t) ``alpha`` then holds; ``residual`` is that of their normal equations.
@@ -63,6 +64,7 @@ class Solution:
     jitter: float = 0.0
     notes: tuple[str, ...] = ()
     fitted: np.ndarray | None = None
+    loo_estimated: bool = False
 
 
 Progress = Callable[[int, int, str], None]

@@ -211,6 +211,7 @@ class TiledCholesky(DirectSolver):
             seconds=perf_counter() - started,
             peak_bytes=max(state.peak, peak_bytes()),
             loo=loo,
+            loo_estimated=loo is not None,
             jitter=state.jitter,
             notes=tuple(notes),
         )

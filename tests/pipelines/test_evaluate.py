@@ -161,6 +161,15 @@ def entry(ridge: float, status: str = "solved", **scores: float | None) -> dict:
     }
 
 
+def test_generalised_cross_validation_without_dimensions_names_the_iterations() -> None:
+    """Protects from advice that does not help: probes that were not solved want more iterations."""
+    unknown = [{**entry(ridge), "effective_dimension": None} for ridge in (1.0, 1e-3)]
+    with pytest.raises(NumericalError, match=r"raise solve\.max_iterations"):
+        select(unknown, "gcv")
+    with pytest.raises(NumericalError, match="take larger ridges"):
+        select([*unknown, {**entry(1e-5), "effective_dimension": 60.0}], "gcv")
+
+
 def test_ties_keep_the_larger_ridge() -> None:
     """R8, whatever the order of the grid."""
     path = [entry(1e-3, validation=90.0), entry(1e-1, validation=90.0), entry(1.0, validation=80.0)]
@@ -299,7 +308,7 @@ def test_ridges_without_an_effective_dimension_below_n_are_passed_over() -> None
     path = [entry(1.0, gcv=50.0), entry(0.1, gcv=None)]
     assert select(path, "gcv") == 0
     with pytest.raises(NumericalError, match="effective dimension"):
-        select(path[1:], "gcv")
+        select([{**path[1], "effective_dimension": 4.0}], "gcv")
 
 
 def test_train_metrics_of_coefficients_elsewhere_are_those_of_given_predictions() -> None:

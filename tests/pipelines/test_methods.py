@@ -283,7 +283,7 @@ def test_what_a_solve_kept_goes_with_its_factors_when_its_result_is_safe(
         assert inventory.solve_paths(root) == [busy]
     left = [e for e in inventory.inventory(root) if e.kind in (fit.SOLVES, "factors")]
     assert {e.kind for e in left} == {fit.SOLVES}
-    assert left[0].holds == "an unfinished solve, 0 ridges solved"
+    assert left[0].holds == "an unfinished solve, 0 ridges kept"
     inventory.remove_solves(root, [busy])
     assert inventory.solve_paths(root) == []
 

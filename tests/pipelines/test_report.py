@@ -364,12 +364,20 @@ def test_generalised_cross_validation_is_shown_as_leave_one_out_is(tmp_path):
 
 @pytest.mark.parametrize(("method", "estimated"), [("tiled-cholesky", True), ("eigen", False)])
 def test_leave_one_out_by_probes_is_said_to_be_an_estimate(method, estimated):
-    """Protects from reading an estimate as exact."""
+    """Protects from reading an estimate as exact, or its error, which is all that it knows, as an accuracy."""
     result = a_result("loo")
-    result["evaluation"] |= {"validation": None, "loo": accuracy(80.25)}
+    loo = {"rmse": 0.25, "n": 4000} if estimated else accuracy(80.25)
+    result["evaluation"] |= {"validation": None, "loo": loo}
+    for entry in result["evaluation"]["path"]:
+        entry |= {"validation": None, "loo": loo}
     result["solver"]["method"] = method
+    text = to_markdown(report.page(result))
+    assert ("leave-one-out, error (RMSE)" in text) == estimated
     (row,) = [row for row in report.terminal_table(result)[1] if row[0].startswith("Leave-one-out")]
     assert row[2].endswith("; estimated") == estimated
+    assert row[:2] == (
+        ["Leave-one-out error (RMSE)", "0.25"] if estimated else ["Leave-one-out accuracy", "80.25 %"]
+    )
 
 
 def test_recomputed_tiles_and_estimated_dimensions_are_said_to_be_so():

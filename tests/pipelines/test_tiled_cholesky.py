@@ -19,6 +19,7 @@ from cluster.local import open_cluster
 from cluster.profiles import Profile
 from pipelines import tasks
 from pipelines.errors import ChunkLost, DataError, ExperimentError, NumericalError
+from pipelines.evaluate import encode, evaluate
 from pipelines.operators import GramOperator
 from pipelines.site import Site
 from pipelines.solvers import tile_arithmetic, tiled_cholesky, tiled_factor
@@ -167,6 +168,26 @@ def test_leave_one_out_is_estimated(tmp_path: Path, side: Callable[[int], None])
     assert 0 < np.argmin(exact_errors) == np.argmin(errors) < len(ridges) - 1
     (plain,) = solve(tmp_path, stored(tmp_path, matrix, 100), np.arange(n), ridges[:1], Y, name="plain")
     assert plain.loo is None
+
+
+def test_noisy_labels_are_chosen_for_as_by_the_exact_one(tmp_path: Path, side: Callable[[int], None]) -> None:
+    """Protects the choice of the ridge for classes: an estimate errs by a multiple of the sample's own label, which
+    would be right about labels that nothing predicts, most of all at large ridges."""
+    n, ridges = 300, [1e2, 1.0, 1e-1, 1e-2, 1e-3, 1e-5]
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n, 2))
+    matrix = np.exp(-((X[:, None] - X) ** 2).sum(-1))
+    y = np.where(rng.random(n) < 0.5, rng.integers(4, size=n), 2 * (X[:, 0] > 0) + (X[:, 1] > 0))
+    train = encode(y, "classification")
+    side(64)
+    found = solve(tmp_path, stored(tmp_path, matrix, 100), np.arange(n), ridges, train.matrix, loo=True)
+    estimated = evaluate(found, train, "loo")
+    errors = []
+    for solution in found:
+        inverse = np.linalg.inv(matrix + solution.shift * np.eye(n))
+        errors.append(np.square(inverse @ train.matrix / inverse.diagonal()[:, None]).mean())
+    assert estimated["ridge"] == ridges[np.argmin(errors)] == 1e-2
+    assert estimated["loo"].keys() == {"rmse", "n"}
 
 
 def test_leaving_out_a_sample_that_is_zero_predicts_zero(tmp_path: Path, side: Callable[[int], None]) -> None:
