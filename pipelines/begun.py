@@ -1,4 +1,5 @@
-"""Runs that were interrupted: the next start goes on in the way that was begun, whatever "auto" would take by then.
+"""Runs that were interrupted, or ended before they had converged: the next start goes on in the way that was begun,
+whatever "auto" would take by then.
 
 What a solve keeps is of use to the same method alone, and "auto" rests on times measured anew at every start.
 """
@@ -44,15 +45,16 @@ def experiment_digest(experiment: Experiment) -> str:
 
 
 def _as_begun(experiment: Experiment, root: Path) -> Experiment | None:
-    """The experiment with what an unfinished run took for each "auto"; None where nothing is left of such a run."""
+    """The experiment with what a run took for each "auto" that left something to go on from; None where none did since
+    the last that finished and left nothing."""
     mine = experiment_digest(experiment)
     for journal in journals(root, experiment.name):
         way = journal.get("way") or {}
         if way.get("experiment") != mine:
             continue
-        if journal.get("state") == "done":
-            return None
         if not _left(root, journal):
+            if journal.get("state") == "done":
+                return None
             continue
         changes = {}
         for part, key in (("solve", "method"), ("gram", "tiles"), ("features", "blocks")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_a_run_that_finished_since_ends_it(samples: small.Samples, tmp_path: Pat
     later.way({"experiment": begun.experiment_digest(one), "method": "eigen", "tiles": "stored"})
     later.finish("done")
     assert planned(one, root).method == "cholesky"
+
+
+def test_a_run_that_stopped_short_is_gone_on_with(samples: small.Samples, tmp_path: Path) -> None:
+    """Protects iterations when more are allowed: their number counts in the choice, which could fall on other tiles."""
+    one, root = samples.experiment(), tmp_path / "root"
+    folder = interrupted(one, root, method="conjugate-gradient", tiles="recomputed")
+    (path,) = (root / "runs").glob("*/*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "done"}))
+    more = samples.experiment(solve={"max_iterations": 1000})
+    assert planned(more, root).way == {"method": "conjugate-gradient", "tiles": "recomputed"}
+    (folder / "ridge-0.1").rmdir()
+    assert planned(more, root).method == "cholesky"
 
 
 def test_a_word_in_the_file_changes_nothing(samples: small.Samples, tmp_path: Path) -> None:
