@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-REAL_DATA = os.environ.get("MEGAGRAM_DATA", "")
+# Under another name: tests that run in several processes begin with the environment that the first has cleared.
+REAL_DATA = os.environ.setdefault("TESTED_DATA", os.environ.get("MEGAGRAM_DATA", ""))
 
 # A server, a data folder or a root of the person who runs the tests must not change what is tested.
 for name in list(os.environ):
