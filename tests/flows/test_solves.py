@@ -129,7 +129,9 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["alpha", "rows", "test_scores"])
+@pytest.mark.parametrize(
+    "name", ["alpha", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rows", "test_scores"))]
+)
 def test_a_damaged_result_is_not_taken_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

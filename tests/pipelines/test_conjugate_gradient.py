@@ -110,6 +110,7 @@ def test_the_effective_dimension_is_estimated() -> None:
             assert one.effective_dimension == pytest.approx(exact, rel=tolerance)
 
 
+@pytest.mark.slow
 def test_what_the_effective_dimension_leaves_of_n_is_estimated_where_it_is_small() -> None:
     """R9: generalised cross-validation divides by (n - d)^2, so n - d must not be the noise of two large numbers."""
     n, ridges = 500, [1e-8, 1e-10]
