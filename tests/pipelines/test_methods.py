@@ -288,15 +288,20 @@ def test_what_a_solve_kept_goes_with_its_factors_when_its_result_is_safe(
     assert inventory.solve_paths(root) == []
 
 
-def test_a_failed_runs_solve_and_factors_are_kept_for_its_next_start(
-    samples: small.Samples, root: Path
-) -> None:
-    """Protects ``store clean``: what an interrupted run goes on from is used by it; what nobody resumes may go."""
+def a_solve_and_its_factor(samples: small.Samples, root: Path) -> tuple[Path, FactorStore]:
+    """What a run leaves that ended while it solved."""
     small.make(samples.experiment(), root)
     solve = root / fit.SOLVES / ("a" * 24)
     with Site(solve, tasks.Workers, 2**30):
         pass
-    factor = FactorStore.open_or_create(root, {"of": solve.name, "shift": 1.0}, 40, "float64", 16)
+    return solve, FactorStore.open_or_create(root, {"of": solve.name, "shift": 1.0}, 40, "float64", 16)
+
+
+def test_a_failed_runs_solve_and_factors_are_kept_for_its_next_start(
+    samples: small.Samples, root: Path
+) -> None:
+    """Protects ``store clean``: what an interrupted run goes on from is used by it; what nobody resumes may go."""
+    solve, factor = a_solve_and_its_factor(samples, root)
     stray = FactorStore.open_or_create(root, {"of": "b" * 24, "shift": 1.0}, 40, "float64", 16)
     journal = results.Journal(root, "small", results.new_run_id())
     journal.uses([str(solve)])
@@ -325,11 +330,7 @@ def test_a_finished_run_holds_no_solve_but_one_that_more_iterations_go_on_from(
     samples: small.Samples, root: Path, status: str, goes: bool
 ) -> None:
     """Protects ``store clean``: where every run of a solve is finished, whatever their names, what it kept may go."""
-    small.make(samples.experiment(), root)
-    solve = root / fit.SOLVES / ("a" * 24)
-    with Site(solve, tasks.Workers, 2**30):
-        pass
-    factor = FactorStore.open_or_create(root, {"of": solve.name, "shift": 1.0}, 40, "float64", 16)
+    solve, factor = a_solve_and_its_factor(samples, root)
     unfinished = results.Journal(root, "small", results.new_run_id())
     unfinished.uses([str(solve)])
     unfinished.finish("failed", error="killed while another run finished the same solve")
