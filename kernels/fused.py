@@ -127,3 +127,22 @@ def runs_entrywise(B: Array) -> bool:
     """
     wanted = asked()
     return wanted != "general" and namespace(B) is not np and B.dtype == np.float32 and B.flags.c_contiguous
+
+
+def compiled_entrywise(B: Array) -> native.Library | None:
+    """The compiled code whose ``map_entries`` takes products B (n, m) of a feature map on the host; None
+    where NumPy does.
+
+    Raises:
+        KernelError: the environment asks for a path or an instruction set that does not exist, or for compiled code
+            that was not built.
+    """
+    wanted = asked()
+    if wanted not in ("auto", "compiled") or namespace(B) is not np or not B.flags.c_contiguous:
+        return None
+    try:
+        return native.load()
+    except native.NotBuilt:
+        if wanted == "compiled":
+            raise
+        return None

@@ -87,6 +87,10 @@ def _values(layer: Layer, B: Array, weights: Array | None, workspace: Workspace)
     if fused.runs_entrywise(B):
         entrywise.scalar_function(layer, B, weights)
         return
+    compiled = fused.compiled_entrywise(B)
+    if compiled is not None:
+        compiled.map_entries(layer, B, weights)
+        return
     xp = namespace(B)
     # Several passes: strip by strip they run in the cache.
     step = max(1, block_bytes(xp) // (B.shape[1] * B.dtype.itemsize))

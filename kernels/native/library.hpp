@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "entrywise.hpp"
 #include "pairs.hpp"
 
 namespace {
@@ -156,6 +157,17 @@ EXPORT int patch_norms(const void* plan, int itemsize, int64_t n, const void* im
                           reinterpret_cast<Number* const*>(out));
     };
     return guarded([&] { itemsize == 4 ? run(0.0f) : run(0.0); });
+}
+
+// B (n, m) in place: the scalar function of each entry times the weight of its row; no weights stand for 1.
+EXPORT void map_entries(int itemsize, int function, int degree, double shift, int64_t n, int64_t m,
+                        const void* weights, void* B) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        map_entries<T>(Function(function), degree, T(shift), n, m, static_cast<const T*>(weights),
+                       static_cast<T*>(B));
+    };
+    itemsize == 4 ? run(0.0f) : run(0.0);
 }
 
 // What this library was made from: the caller's half must be of the same sources.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..base import KernelError
+from ..layers import Layer
 from ..network import Network, Support, Tangent
 from ..support import through_patches
 from .sources import digest
@@ -81,6 +82,7 @@ class Library:
                 ("pairs", c_int, (*plan, *images, *images, c_void_p, c_void_p, c_int64, c_int64)),
                 ("diagonal", c_int, (*plan, *images, c_void_p)),
                 ("patch_norms", c_int, (*plan, *images)),
+                ("map_entries", None, (*(c_int,) * 3, c_double, c_int64, c_int64, c_void_p, c_void_p)),
             ):
                 function = getattr(self.code, name)
                 function.restype, function.argtypes = result, arguments
@@ -90,6 +92,21 @@ class Library:
         # In a checkout sources move on while libraries stay; calling one of another shape would crash.
         if built_from is None or built_from != (digest(Path(__file__).parent) or built_from):
             raise NotBuilt(f"{file} was built from other sources: install megagram again")
+
+    def map_entries(self, layer: Layer, B: np.ndarray, weights: np.ndarray | None) -> None:
+        """In place of inner products B (n, m), C-contiguous: what ``pointwise.apply`` makes of them, times weights
+        (n,) of rows in the dtype of B; None stands for 1. layer: not linear."""
+        if weights is not None:
+            weights = np.ascontiguousarray(weights, B.dtype)
+        shift = layer.number() if layer.kernel == "exponential" else 0.0
+        self.code.map_entries(
+            B.itemsize,
+            *_function(layer),
+            shift,
+            *B.shape,
+            None if weights is None else weights.ctypes.data,
+            B.ctypes.data,
+        )
 
     def lanes(self, dtype: np.dtype) -> int:
         """How many second images go together."""
@@ -122,8 +139,7 @@ class Plan:
         layers = (_Layer * len(network.stages))()
         for number, (entry, stage, support) in enumerate(zip(layers, network.stages, supports, strict=True)):
             layer = stage.layer
-            entry.function = _FUNCTIONS[layer.kernel]
-            entry.degree = {"polynomial": int(layer.number()), "square": 2}.get(layer.kernel, 1)
+            entry.function, entry.degree = _function(layer)
             entry.homogeneous = layer.kernel != "square"
             entry.patch = layer.patch
             entry.height, entry.width = stage.grid
@@ -176,6 +192,12 @@ class Plan:
     def _call(self, name: str, *arguments: Any, itemsize: int | None = None) -> None:
         code = getattr(self._code, name)(self._plan, itemsize or self._itemsize, *arguments)
         _check(code, f"{self.scratch_bytes} bytes of scratch arrays")
+
+
+def _function(layer: Layer) -> tuple[int, int]:
+    """The scalar function of a layer as the compiled code names it, and its degree."""
+    degree = {"polynomial": int(layer.number()), "square": 2}.get(layer.kernel, 1)
+    return _FUNCTIONS[layer.kernel], degree
 
 
 def _check(code: int, wanted: str) -> None:

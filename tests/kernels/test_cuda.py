@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
+import anchor_products
 import numpy as np
 import pytest
 from cuda_on_host.launcher import COMPILER, HERE, HostDevice
@@ -22,9 +23,7 @@ from models import (
     EXP,
     LINEAR,
     MODELS,
-    POLY2,
     POLY3,
-    POLY5,
     POOLED,
     PUBLISHED,
     RELU,
@@ -37,7 +36,7 @@ from models import (
 )
 from test_norms import from_self_gram
 
-from kernels import cuda, fused, pointwise
+from kernels import cuda, fused
 from kernels.base import KernelError, same_rows
 from kernels.convolutional import Convolutional, Layer
 from kernels.cuda import device as real_device
@@ -373,8 +372,6 @@ def test_nothing_is_read_or_written_out_of_bounds(name, what, clean, tmp_path):
 
 # What feature maps do to products, in place.
 
-FUNCTIONS = [EXP, {**EXP, "sigma": 0.15}, RELU, POLY2, POLY3, POLY5, SQUARE]
-
 
 def guarded(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """A float32 matrix in the middle of memory that must stay NaN, and all of that memory."""
@@ -386,28 +383,16 @@ def nothing_beside(memory: np.ndarray) -> bool:
     return bool(np.isnan(memory[:2048]).all() and np.isnan(memory[-2048:]).all())
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (700, 3), (41, 100), (9, 256), (2, 1500)], ids=str)
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: "-".join(map(str, function.values())))
+@pytest.mark.parametrize("shape", anchor_products.SHAPES, ids=str)
+@pytest.mark.parametrize("function", anchor_products.FUNCTIONS, ids=anchor_products.name)
 def test_values_of_anchors_are_the_general_ones(function, shape, host):
-    """Rows of norm zero and below the floor, cosines of -1 and 1 and a rounding beyond, and sizes that no
-    block divides; relative to the value of a cosine of 1."""
-    rng = np.random.default_rng(0)
-    layer = Layer(3, **function, floor=0.05)
-    patches, anchors = (rng.standard_normal((count, 4)) for count in shape)
-    anchors /= np.linalg.norm(anchors, axis=1, keepdims=True)
-    patches[1::5], patches[2::5], patches[3::5] = anchors[0], -anchors[0], 1.0001 * anchors[0]
-    patches[4::10], patches[9::10] = 0, 0.01 * anchors[-1]
-    norm = np.linalg.norm(patches, axis=1).astype(np.float32)
-    before, after = pointwise.factors(layer, norm, first=True)
-    factor = 1 if before is None else before[:, None]
+    """Also of sizes that no block divides; relative to the value of a cosine of 1."""
+    layer, products, after, wanted, largest = anchor_products.case(function, shape, np.float32)
     B, memory = guarded(shape)
-    B[...] = (1 + 1e-7) * (patches * factor) @ anchors.T
-    wanted, _ = pointwise.apply(layer, B.astype(np.float64), None, False, lambda name, shape: np.empty(shape))
-    wanted *= 1 if after is None else after[:, None]
+    B[...] = products
     entrywise.scalar_function(layer, B, after)
-    largest = norm**2 if layer.kernel == "square" else norm
     assert np.isfinite(B).all()
-    assert (np.abs(B - wanted) <= TOLERANCE * largest[:, None]).all()
+    assert (np.abs(B - wanted) <= TOLERANCE * largest).all()
     assert nothing_beside(memory)
     ((program, blocks),) = host.launches
     assert f"#define WEIGHTED {int(after is not None)}\n" in program.source

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import anchor_products
 import models
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from models import EXP, LINEAR, MODELS, POLY3, RELU, SQUARE
 from kernels import fused, general, native
 from kernels.base import KernelError, same_rows
 from kernels.convolutional import Convolutional, Layer
+from kernels.features.base import InMemory
+from kernels.features.ckn import NystromCKN
 from kernels.native import library, sources
 from kernels.network import Network
 
@@ -41,6 +44,10 @@ needs_code = pytest.mark.skipif(why_absent() is not None, reason=f"needs the com
 ERROR = {np.float32: 1e-6, np.float64: 1e-10}
 # Patches of different samples, or positions, that are parallel: kappa_0 has an infinite slope there (K13).
 TANGENT_ERROR = {np.float32: 1e-4, np.float64: 1e-8}
+
+
+# Of one entry, relative to the value of a cosine of 1; most of it is 1/sigma^2 = 44.4 in single precision.
+ENTRY_ERROR = {np.float32: 2e-6, np.float64: 2e-15}
 
 
 @pytest.fixture(params=library.INSTRUCTION_SETS)
@@ -663,3 +670,46 @@ def test_the_kernel_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fused.VARIABLE, "compiled")
     with pytest.raises(KernelError, match="the grid vanishes"):
         kernel.prepare(noise(1, (3, 3, 1)))
+
+
+# What feature maps do to products, in place
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", anchor_products.SHAPES, ids=str)
+@pytest.mark.parametrize("function", anchor_products.FUNCTIONS, ids=anchor_products.name)
+def test_values_of_anchors_are_the_general_ones(function, shape, dtype, instruction_set):
+    """Relative to the value of a cosine of 1; nothing beside the products is written, also of ragged rows."""
+    layer, products, after, wanted, largest = anchor_products.case(function, shape, dtype)
+    memory = np.full(products.size + 128, np.nan, dtype)
+    B = memory[64:-64].reshape(shape)
+    B[...] = products
+    library.load().map_entries(layer, B, after)
+    assert (np.abs(B - wanted) <= ENTRY_ERROR[dtype] * largest).all()
+    assert np.isnan(memory[:64]).all()
+    assert np.isnan(memory[-64:]).all()
+
+
+@pytest.mark.parametrize("function", [EXP, RELU, POLY3], ids=anchor_products.name)
+def test_a_patch_that_is_not_a_number_has_no_values(function, instruction_set):
+    B = np.full((2, 37), 0.5, np.float32)
+    B[1, ::3] = np.nan
+    library.load().map_entries(Layer(3, **function), B, None)
+    np.testing.assert_array_equal(np.isnan(B), [[False] * 37, [k % 3 == 0 for k in range(37)]])
+
+
+@needs_code
+def test_maps_of_anchors_take_compiled_code_unless_told_otherwise(monkeypatch):
+    """Features by it and by NumPy are the same but for rounding, and not to the last bit: both ran."""
+    phi = NystromCKN(models.network([EXP, RELU], (2, 1)), (12, 10), patches=500)
+    X = noise(5, (8, 7, 2)).astype(np.float32)
+    phi = phi.learn(InMemory(X))
+    found = {}
+    for path in ("auto", "compiled", "cuda", "general"):
+        monkeypatch.setenv(fused.VARIABLE, path)
+        found[path] = phi.features(X)
+    np.testing.assert_array_equal(found["auto"], found["compiled"])
+    np.testing.assert_array_equal(found["cuda"], found["general"])
+    assert not np.array_equal(found["auto"], found["general"])
+    error = np.abs(found["auto"] - found["general"])
+    assert error.max() <= 2e-5 * np.linalg.norm(found["general"], axis=1).max()
