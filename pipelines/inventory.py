@@ -81,8 +81,8 @@ def half_removed(root: Path) -> list[Path]:
 
 
 def remove_solves(root: Path, folders: Sequence[Path]) -> None:
-    """Remove what solves kept, their factors included, once their result is safe; not where a run works, or has
-    something left to go on from."""
+    """Remove what solves kept, their factors included, once their result is safe; not where a run works, or one with
+    another list of ridges, or of another experiment, has something left to go on from."""
     names = {folder.name for folder in folders}
     needed = _users(root, names) if names else {}
     going = [folder for folder in folders if folder.exists() and (SOLVES, folder.name) not in needed]
@@ -141,17 +141,25 @@ def _users(root: Path, solves: Collection[str] | None = None) -> dict[tuple[str,
     An experiment needs what each of its results rests on, what runs since the newest one have left to resume,
     and what any run works on. A solve is of no more use to a run that finished, unless more iterations could go on
     from it and no newer run of the experiment had enough. Stores go by kind and address, so that a root may be moved.
+
+    Of solves that are named (a finished run's own, to be removed unasked) those count as well that runs of other
+    versions of an experiment's file left to resume, with another list of ridges above all: until that version has
+    finished, or where it failed for its numbers or for memory, and has no way to go on in (see ``begun``).
     """
     users: dict[tuple[str, str], set[str]] = {}
     solved: set[str]
+    finished: set[str | None]
     for folder in sorted((root / "runs").glob("*")):
-        finished, solved = False, set()
+        finished, solved = set(), set()
         for journal in journals(root, folder.name):
-            done = journal.get("state") == "done"
+            done, way = journal.get("state") == "done", journal.get("way") or {}
             result = result_of(root, journal) if done else None
-            if not (journal["alive"] or (result is not None if done else not finished)):
+            version = way.get("experiment")
+            overtaken = bool(finished) if solves is None else version in finished or "method" not in way
+            if not (journal["alive"] or (result is not None if done else not overtaken)):
                 continue
-            finished = finished or done
+            if done:
+                finished.add(version)
             named = [*journal.get("uses", ()), *(store["path"] for store in journal.get("stores", ()))]
             for used in map(Path, named):
                 if solves is not None and not (used.parent.name == SOLVES and used.name in solves):

@@ -56,9 +56,8 @@ class Iterative:
 
     @property
     def kept_by_list(self) -> bool:
-        """As of ``Keeping``: ridges share products and a preconditioner, so that bits do depend on the others;
-        but what is kept of an iteration, its solved ridges too, lies under a digest of the whole list."""
-        return False
+        """As of ``Keeping``: ridges share products and a preconditioner, and one state is kept of all."""
+        return True
 
     def begin(
         self, K: Symmetric, ridges: Sequence[float]

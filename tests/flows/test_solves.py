@@ -11,8 +11,11 @@ import pytest
 
 from flows.display import Terminal
 from flows.run import run_study
-from pipelines import experiment, results
+from pipelines import experiment, inventory, results
+from pipelines.errors import NumericalError
 from pipelines.reports import report
+from pipelines.solvers.base import Solution
+from pipelines.solvers.checkpoints import EARLIER, Checkpoints
 
 TOML = """
 name = "small"
@@ -62,6 +65,84 @@ def test_a_solve_that_another_experiment_goes_on_from_is_kept(tmp_path: Path) ->
     assert len(list((tmp_path / "root" / "solves").iterdir())) == 1
     run(tmp_path, 1000)
     assert not list((tmp_path / "root" / "solves").iterdir())
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        'method = "conjugate-gradient"',
+        'method = "nystrom"\ncentres = 50\ntolerance = 1e-9',
+        'method = "tiled-cholesky"',
+    ],
+)
+def test_another_list_of_ridges_that_finishes_leaves_what_the_first_goes_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solve: str
+) -> None:
+    """Protects an interrupted run from a trial with other ridges: its ridges, factors and iterations go on, nothing is
+    left when it has finished too; and until then ``store clean`` may have what no run of the file as it is resumes."""
+    root, save = tmp_path / "root", Checkpoints.save
+
+    def evaluation(ridges: str) -> dict[str, Any]:
+        table = TOML.split("[solve]")[0] + f"[solve]\n{solve}\nridges = {ridges}\n"
+        (tmp_path / "small.toml").write_text(table)
+        with Terminal() as display:
+            outcome = run_study(experiment.load(tmp_path / "small.toml"), root, "serial", display)
+        return outcome.results[0]["evaluation"]
+
+    def saved_once(self: Checkpoints, solution: Solution) -> None:
+        if list(root.glob("solves/**/ridge-*")):
+            raise KeyboardInterrupt
+        save(self, solution)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", saved_once)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation("[1.0, 1e-3, 1e-7]")
+    (kept,) = root.glob("solves/*/**/ridge-*")
+    evaluation("[1.0, 1e-5]")
+    assert list(root.glob("solves/*/**/ridge-1.0")) == [kept]
+    left = [entry for entry in inventory.inventory(root) if entry.kind in ("solves", "factors")]
+    assert {entry.used_by for entry in left} == {()}
+    assert inventory.resumable_bytes(root, "small") == sum(entry.bytes for entry in left)
+    path = evaluation("[1.0, 1e-3, 1e-7]")["path"]
+    assert [EARLIER in entry["notes"] for entry in path] == [True, False, False]
+    assert not list(root.glob("solves/*"))
+    assert not list(root.glob("factors/*"))
+
+
+def test_a_run_whose_system_cannot_be_solved_holds_nothing(tmp_path: Path) -> None:
+    """Protects the disk: a list of ridges that was mended after an error leaves no factor of the one that failed."""
+    X = np.random.default_rng(0).standard_normal((60, 5))
+    K = X @ X.T
+    K[0, 0] -= 50.0
+    np.save(tmp_path / "K.npy", K)
+    np.save(tmp_path / "y.npy", X[:, 0])
+
+    def run(ridges: str) -> None:
+        (tmp_path / "small.toml").write_text(
+            f'''name = "small"
+[data]
+source = "arrays"
+y = "{tmp_path}/y.npy"
+train = 60
+[kernel]
+kind = "precomputed"
+gram = "{tmp_path}/K.npy"
+[solve]
+method = "tiled-cholesky"
+select = "gcv"
+ridges = {ridges}
+'''
+        )
+        with Terminal() as display:
+            run_study(experiment.load(tmp_path / "small.toml"), tmp_path / "root", "serial", display)
+
+    with pytest.raises(NumericalError):
+        run("[10.0, 1e-3]")
+    assert list((tmp_path / "root" / "solves").iterdir())
+    run("[10.0]")
+    assert not list((tmp_path / "root" / "solves").iterdir())
+    assert not list((tmp_path / "root").glob("factors/*"))
 
 
 def test_a_solve_is_kept_where_the_refit_alone_did_not_converge(tmp_path: Path) -> None:
