@@ -68,22 +68,31 @@ class NystromState:
         return solve_triangular(self.A[group], half, trans=1, check_finite=False) / np.sqrt(self.operator.n)
 
     def apply(self, V: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """B^T H B on the rows of V (k, M), H = K_nM^T K_nM + n lambda K_MM; one pass over K for all."""
+        """B^T H B on the rows of V (k, M), H = K_nM^T K_nM + n lambda T^T T; one pass over K for all.
+
+        B^T T^T T B is A^-T A^-1 / n: so it is computed, for T^-1 is large where K_MM is singular.
+        """
         K, chosen = self.operator, [(int(g), groups == g) for g in np.unique(groups)]
         D = np.empty((V.shape[1], V.shape[0]))
         for group, rows in chosen:
             D[:, rows] = self.outward(group, V[rows].T)
         H = normal_product(self.source, K.rows, self.columns, D, K.site)
-        H += (self.T.T @ (self.T @ D) - self.stabiliser * D) * np.array(self.shifts)[groups]
         out = np.empty_like(V)
         for group, rows in chosen:
-            out[rows] = self.inward(group, H[:, rows]).T
+            A = self.A[group]
+            beside = solve_triangular(A, V[rows].T, check_finite=False)
+            beside = solve_triangular(A, beside, trans=1, check_finite=False)
+            out[rows] = (self.inward(group, H[:, rows]) + self.shifts[group] / K.n * beside).T
         return out
 
 
 @dataclass(frozen=True)
 class Nystrom(Iterative):
     """(K_nM^T K_nM + n*lambda*K_MM) alpha = K_nM^T Y, preconditioned by R7's B, for a whole path of ridges.
+
+    K_MM stands for its factor's square, with the stabiliser on its diagonal: where K_MM is singular, as with samples
+    that are zero or equal among the centres or with a kernel of low rank, the system would be too, and what rounding
+    makes of it indefinite.
 
     centres: how many of the training samples, drawn without replacement by ``seed``; at most all of them. Every pass
     over K_nM serves all targets and ridges.
@@ -163,7 +172,7 @@ class Nystrom(Iterative):
                 notes=(
                     *jitter_notes(state.jitter),
                     f"Nystrom with {M} centres of {K.n} samples; {state.stabiliser:.1e} was added to the diagonal "
-                    "of K_MM in the preconditioner",
+                    "of K_MM",
                     *self.why_not(iteration, group, "take other solve.centres"),
                 ),
             )
@@ -185,7 +194,7 @@ def _factor(matrix: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _effective_dimension(state: NystromState, systems: Systems, iteration: State, group: int) -> float | None:
-    """tr K_nM H^-1 K_nM^T = M - n lambda tr H^-1 K_MM, with what B^T H B differs from I by the probes (Hutchinson).
+    """tr K_nM H^-1 K_nM^T = M - n lambda tr H^-1 T^T T, with what B^T H B differs from I by the probes (Hutchinson).
 
     None where the probes were not solved.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,50 @@ def test_duplicate_samples_among_the_centres_do_no_harm() -> None:
     _, (one,) = solved(K, np.arange(60), [1e-3], Y, Nystrom(centres=60, tolerance=1e-8))
     assert one.status is Status.SOLVED
     assert relative(K @ one.alpha, K @ direct(K, one.shift, Y)) < 1e-6
+
+
+def zeros() -> np.ndarray:
+    """Every fifth sample is zero to the kernel."""
+    seen = np.arange(120) % 5 > 0
+    return gaussian(120, scale=4.0) * np.outer(seen, seen)
+
+
+def equals() -> np.ndarray:
+    return np.tile(gaussian(30, scale=4.0), (4, 4))
+
+
+def low_rank() -> np.ndarray:
+    X = np.random.default_rng(0).standard_normal((120, 6))
+    return X @ X.T
+
+
+@pytest.mark.parametrize("make", [zeros, equals, low_rank])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_singular_matrix_among_the_centres_is_solved(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], np.ndarray], dtype: str
+) -> None:
+    """Protects fewer centres than samples, of samples zero or equal or of a kernel of low rank: R7's equations hold,
+    and the effective dimension, with a probe for each centre, is that of a dense computation."""
+    K, M = make().astype(dtype).astype(np.float64), 40
+    monkeypatch.setattr("pipelines.solvers.iterated.PROBES", M)
+    monkeypatch.setattr("pipelines.solvers.nystrom.PROBES", M)
+    monkeypatch.setattr(Nystrom, "signs", lambda self, n: np.sqrt(n) * np.eye(n))
+    Y = targets(len(K), 2)
+    state, found = solved(K.astype(dtype), np.arange(len(K)), [1.0, 1e-2, 1e-4], Y, Nystrom(centres=M))
+    tall, square = K[:, state.centres], K[np.ix_(state.centres, state.centres)]
+    values, vectors = np.linalg.eigh(square)
+    held = values > 10 * np.finfo(dtype).eps * M * values.max()
+    assert held.sum() < M
+    features = tall @ (vectors[:, held] / np.sqrt(values[held]))
+    for one in found:
+        assert one.status is Status.SOLVED
+        system = features.T @ features
+        weights = np.linalg.solve(
+            system + one.shift * np.eye(len(system)), features.T @ np.hstack([Y, features])
+        )
+        accuracy = 1e-5 if dtype == "float64" else 1e-3
+        assert relative(tall @ one.alpha, features @ weights[:, :2]) < accuracy
+        assert one.effective_dimension == pytest.approx(np.trace(weights[:, 2:]), rel=accuracy)
 
 
 def test_bad_input_is_refused() -> None:
