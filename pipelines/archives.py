@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,22 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], durable: bool = Tr
         np.savez(stream, allow_pickle=False, **arrays)
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """What ``save_arrays`` wrote; None where there is none, or a checksum in it is wrong."""
+def load_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray] | None:
+    """What ``save_arrays`` wrote; None where there is none, or it is damaged: a checksum in it is wrong, or its table
+    of contents, which has none.
+
+    names: of the arrays, where they are known.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            arrays = {name: stored[name] for name in stored.files}
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ):  # a bit may say "encrypted"
         return None
+    return arrays if names is None or arrays.keys() == set(names) else None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from kernels.base import Kernel
 from kernels.features.base import FeatureMap
 
 from . import datasets, samples
+from .archives import load_arrays
 from .errors import StoreError
 from .explicit import mapfiles
 from .files import disk_errors, sealed, unsealed
@@ -108,19 +108,20 @@ def load(folder: Path) -> Model:
         )
     try:
         return _model(folder, unsealed(document))
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, EOFError) as error:
         raise StoreError(
             f"{folder}: the model is damaged ({type(error).__name__}: {error}); run the experiment again"
         ) from None
 
 
 def _model(folder: Path, document: Mapping[str, Any]) -> Model:
-    state: dict[str, np.ndarray] = {}
+    state: dict[str, np.ndarray] | None = {}
     steps, scale = document["preprocessing"]["steps"], float(document["preprocessing"]["scale"])
     preprocessing = Preprocessing.from_spec(steps, scale=scale)
     if preprocessing.fitted:
-        with np.load(folder / STATE, allow_pickle=False) as archive:
-            state = {name: archive[name] for name in archive.files}
+        state = load_arrays(folder / STATE)
+        if state is None:
+            raise ValueError(f"{STATE} is missing, or not as it was written")
     labels, checksums = document["labels"], document["checksums"]
     common: dict[str, Any] = {
         "folder": folder,

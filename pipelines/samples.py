@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from kernels.base import digest
 
-from .archives import save_arrays
+from .archives import load_arrays, save_arrays
 from .errors import ChunkLost
 from .pools import Pools
 from .preprocessing import Preprocessing
@@ -98,11 +97,10 @@ def fitted(path: str | None) -> dict[str, np.ndarray]:
     """
     if path is None:
         return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    arrays = load_arrays(Path(path))
+    if arrays is None:
         Path(path).unlink(missing_ok=True)
         raise ChunkLost(
-            f"{path}: what was fitted for preprocessing is damaged ({error}) and removed; run the experiment again"
-        ) from error
+            f"{path}: what was fitted for preprocessing is damaged and removed; run the experiment again"
+        )
+    return arrays

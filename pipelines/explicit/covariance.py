@@ -215,7 +215,7 @@ class _Kept:
         """Take up what an earlier start left, of ``count`` strips."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for summed in range(count, 0, -1):
-            pieces = load_arrays(self._sum(summed))
+            pieces = load_arrays(self._sum(summed), self.total.arrays())
             if pieces is not None:
                 self.total.add(pieces)
                 self.done = self.saved = summed
@@ -224,7 +224,7 @@ class _Kept:
     def add_arrived(self, count: int) -> None:
         """Add the strips whose turn it is and that are there."""
         while self.done < count and (path := _file(self.folder, self.done)).exists():
-            pieces = load_arrays(path)
+            pieces = load_arrays(path, self.total.arrays())
             if pieces is None:  # damaged, or another process took it
                 path.unlink(missing_ok=True)
                 return

@@ -265,7 +265,7 @@ def save(path: Path, made: Preconditioner) -> None:
 
 def load(path: Path, n: int) -> Preconditioner | None:
     """What was kept for n samples; None where there is none, or it is damaged."""
-    arrays = load_arrays(path)
+    arrays = load_arrays(path, ("U", "values", "words"))
     if arrays is None or arrays["U"].shape[0] != n:
         return None
     precision, reason = arrays["words"].tolist()
