@@ -44,7 +44,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
     """A document for JSON with a digest of itself, so that a change of a single number in it is noticed."""
-    return {**document, "seal": _seal(document)}
+    plain = json.loads(json.dumps(document))  # as it comes back: names are words then, and in another order
+    return {**plain, "seal": _seal(plain)}
 
 
 def unsealed(document: Any) -> dict[str, Any]:

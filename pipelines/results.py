@@ -19,7 +19,7 @@ import numpy as np
 
 from . import leases
 from .errors import RootError, StoreError
-from .files import disk_errors, replacing, sync
+from .files import disk_errors, replacing, sealed, sync, unsealed
 from .tiles import as_ranges
 
 
@@ -42,11 +42,11 @@ class ResultStore:
         return folder
 
     def commit(self, run: str, result: Mapping[str, Any]) -> Path:
-        """Write result.json, make everything durable, and publish the folder under the run's id."""
+        """Write result.json, sealed, make everything durable, and publish the folder under the run's id."""
         working = self.folder / f".{run}"
         final = self.folder / run
         with disk_errors(self.folder):
-            (working / "result.json").write_text(json.dumps(result, indent=1, allow_nan=True))
+            (working / "result.json").write_text(json.dumps(sealed(result), indent=1))
             for path in working.iterdir():
                 sync(path)
             sync(working)
@@ -77,7 +77,7 @@ def read(folder: Path) -> dict[str, Any]:
         StoreError: missing or damaged.
     """
     try:
-        return json.loads((folder / "result.json").read_text())
+        return unsealed(json.loads((folder / "result.json").read_text()))
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder}: the result cannot be read ({error})") from None
 

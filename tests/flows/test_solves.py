@@ -13,6 +13,7 @@ from flows.display import Terminal
 from flows.run import run_study
 from pipelines import experiment, inventory, results
 from pipelines.errors import NumericalError
+from pipelines.files import sealed
 from pipelines.reports import report
 from pipelines.solvers.base import Solution
 from pipelines.solvers.checkpoints import EARLIER, Checkpoints
@@ -251,9 +252,9 @@ def test_a_result_without_checksums_is_not_taken_over(tmp_path: Path) -> None:
     """Protects from arrays that nothing tells to be whole: those of results that were written without checksums."""
     first = run(tmp_path, 1000)
     (folder,) = (path.parent for path in (tmp_path / "root").glob("results/*/2*/result.json"))
-    document = json.loads((folder / "result.json").read_text())
+    document = results.read(folder)
     del document["evaluation"]["checksums"]
-    (folder / "result.json").write_text(json.dumps(document))
+    (folder / "result.json").write_text(json.dumps(sealed(document)))
     again = run(tmp_path, 1000)
     assert [entry["seconds"] for entry in again] != [entry["seconds"] for entry in first]
 

@@ -125,6 +125,19 @@ def test_a_damaged_result_is_no_result(store: ResultStore, text: str) -> None:
     assert publish(store, "r2", 2) == store.latest()
 
 
+def test_a_changed_number_in_a_result_is_noticed(store: ResultStore) -> None:
+    """Protects the next run, reports and comparisons from a score that no run found; whatever a result may hold."""
+    given = {"value": 1, "by class": {10: (0.1, None), 9: float("inf")}}
+    store.begin("r1")
+    path = store.commit("r1", given) / "result.json"
+    found = results.read(path.parent)
+    assert found == {"value": 1, "by class": {"10": [0.1, None], "9": float("inf")}}
+    path.write_text(path.read_text().replace('"value": 1', '"value": 2'))
+    with pytest.raises(StoreError, match="not as it was written"):
+        results.read(path.parent)
+    assert store.latest() is None
+
+
 def test_many_runs_commit_at_once(store: ResultStore) -> None:
     """Protects two drivers of one experiment: every result is there, latest is one of them."""
     threads = [threading.Thread(target=publish, args=(store, f"r{k}", k)) for k in range(8)]
