@@ -217,7 +217,8 @@ class Fitting:
         K = operators.GramOperator(self.source, rows, site)
         with few_threads(small):
             if in_memory:
-                return Solved(self._solve_kept(solver, K, targets, ridges), rows)
+                at_once = choice.method == "eigen"
+                return Solved(self._solve_kept(solver, K, targets, ridges, at_once), rows)
             state = solver.factor(K, ridges)
             solutions = solver.solve(state, targets, self.progress)
         return Solved(solutions, state.centres if choice.method == "nystrom" else rows)
@@ -248,11 +249,18 @@ class Fitting:
         K: operators.GramOperator,
         targets: np.ndarray,
         ridges: Sequence[float],
+        at_once: bool,
     ) -> tuple[Solution, ...]:
-        """Solutions in memory: those that an earlier start kept, and the others."""
+        """Solutions in memory: those that an earlier start kept, and the others.
+
+        at_once: products serve all ridges, and their last digits depend on how many: where one is missing all are
+        solved again.
+        """
         kept = Checkpoints(None if K.site is None else K.site.folder)
         found = {ridge: solution for ridge in ridges if (solution := kept.load(ridge)) is not None}
         left = [ridge for ridge in ridges if ridge not in found]
+        if left and at_once:
+            left = list(ridges)
         if left:
 
             def passed(done: int, total: int, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipelines.recomputed import RecomputedTiles
 from pipelines.site import Site
 from pipelines.solvers.checkpoints import DAMAGED, EARLIER
 from pipelines.solvers.cholesky import Cholesky
+from pipelines.solvers.eigen import Eigen
 from pipelines.solvers.tiled_cholesky import TiledCholesky
 from pipelines.stores import FactorStore
 from pipelines.tilesource import TileSource
@@ -187,6 +189,28 @@ def test_a_damaged_ridge_is_solved_again_with_a_warning(
     assert [DAMAGED in entry["notes"] for entry in found["path"]] == [False, True, False]
     for key in ("ridge", "validation", "test", "checksums"):
         assert found[key] == whole[key]
+
+
+def test_eigenvectors_solve_all_ridges_again_where_one_is_missing(
+    samples: small.Samples, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects "same file, same bits": a start that was killed among its saves left some, and the others alone would
+    have other last digits, as products of fewer columns have."""
+    monkeypatch.setattr(fit, "SMALL", 10)
+    factor, asked = Eigen.factor, list[tuple[float, ...]]()
+
+    def counted(self: Eigen, K: Any, ridges: Any) -> Any:
+        asked.append(tuple(ridges))
+        return factor(self, K, ridges)
+
+    monkeypatch.setattr(Eigen, "factor", counted)
+    for folder in ("whole", "again", "found"):
+        found, *_ = fitted(samples, root, tmp_path / folder, "eigen")
+        if folder == "whole":
+            (path,) = root.glob("solves/*/ridge-0.01")
+            shutil.rmtree(path)
+    assert asked == [tuple(RIDGES)] * 2
+    assert all(EARLIER in entry["notes"] for entry in found["path"])
 
 
 def test_a_solve_has_an_address_of_all_that_it_depends_on(
