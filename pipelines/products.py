@@ -2,7 +2,8 @@
 
 Each tile is read once, also where it serves both triangles of a symmetric matrix. A worker takes a square of tiles
 and writes what they add to the result; the sums are taken in the order of the squares, so that the same bits come
-out however many workers there are.
+out however many workers there are, as long as all multiply by the same code (``kernels.columns`` says by which) on
+processors of one kind.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from kernels.arrays import Array, namespace, to_host
+from kernels.columns import add_both_products, add_product
 
 from . import tasks
 from .files import replacing
@@ -31,13 +33,6 @@ SQUARE = 8192
 
 DEVICE_SQUARE = 65536
 """The same for a device, which takes so many in a second."""
-
-BLOCK = 256
-"""Rows and columns of a tile that are converted and multiplied at a time: they stay in the cache, and a product of
-this size with few columns is one that linear algebra libraries do without packing it first."""
-
-NARROW = 32
-"""So many columns of V are few."""
 
 Progress = Callable[[int, int], None]
 """Called with how much is done, of how much."""
@@ -253,12 +248,12 @@ def _multiply(
             if part is not None and k not in factors:
                 factors[k] = xp.asarray(V[part.positions])
         if a and b and c and d and same:
-            _both(_within(tile, a, b), factors[j], factors[i], sums[i], sums[j])
+            add_both_products(_within(tile, a, b), factors[j], factors[i], sums[i], sums[j])
             continue
         if a and b:
-            _one(_within(tile, a, b), factors[j], sums[i])
+            add_product(_within(tile, a, b), factors[j], sums[i])
         if c and d:
-            _one(_within(tile, d, c).T, factors[i], sums[j])
+            add_product(_within(tile, d, c).T, factors[i], sums[j])
     for k in sorted(sums):
         part = left[k]
         assert part is not None
@@ -270,30 +265,6 @@ def _within(tile: Array, rows: Part, columns: Part) -> Array:
     xp = namespace(tile)
     some, others = (k.local if isinstance(k.local, slice) else xp.asarray(k.local) for k in (rows, columns))
     return tile[some][:, others]
-
-
-def _both(block: Array, V_columns: Array, V_rows: Array, out_rows: Array, out_columns: Array) -> None:
-    """Add block @ V_columns and block.T @ V_rows, converting each entry once."""
-    for rows, columns in _pieces(block, V_columns):
-        some = block[rows, columns].astype(V_columns.dtype, copy=False)
-        out_rows[rows] += some @ V_columns[columns]
-        out_columns[columns] += some.T @ V_rows[rows]
-
-
-def _one(block: Array, V: Array, out: Array) -> None:
-    """Add block @ V."""
-    for rows, columns in _pieces(block, V):
-        out[rows] += block[rows, columns].astype(V.dtype, copy=False) @ V[columns]
-
-
-def _pieces(block: Array, V: Array) -> Iterator[tuple[slice, slice]]:
-    """Row and column ranges that cover a block."""
-    n, m = block.shape
-    whole = not isinstance(block, np.ndarray) or (block.dtype == V.dtype and V.shape[1] > NARROW)
-    step = max(n, m, 1) if whole else BLOCK
-    for i in range(0, n, step):
-        for j in range(0, m, step):
-            yield slice(i, min(i + step, n)), slice(j, min(j + step, m))
 
 
 def _ahead(source: TileSource, tiles: Sequence[Tile]) -> Iterator[Array]:

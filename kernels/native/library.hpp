@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "columns.hpp"
 #include "entrywise.hpp"
 #include "pairs.hpp"
 
@@ -168,6 +169,20 @@ EXPORT void map_entries(int itemsize, int function, int degree, double shift, in
                        static_cast<T*>(B));
     };
     itemsize == 4 ? run(0.0f) : run(0.0);
+}
+
+// Adds block V_columns to out_rows, and block^T V_rows to out_columns; either one is left out where its result is
+// nullptr. block: (n, m) of float or double, rows `pitch` bytes apart; the others (n or m, t) in C order.
+EXPORT int add_products(const void* block, int itemsize, int64_t pitch, int64_t n, int64_t m, int64_t t,
+                        const double* V_columns, const double* V_rows, double* out_rows, double* out_columns) {
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        const auto add = out_rows && out_columns ? &add_products<T, true, true>
+                         : out_rows              ? &add_products<T, true, false>
+                                                 : &add_products<T, false, true>;
+        add(static_cast<const char*>(block), pitch, n, m, t, V_columns, V_rows, out_rows, out_columns);
+    };
+    return guarded([&] { itemsize == 4 ? run(0.0f) : run(0.0); });
 }
 
 // What this library was made from: the caller's half must be of the same sources.

@@ -83,6 +83,7 @@ class Library:
                 ("diagonal", c_int, (*plan, *images, c_void_p)),
                 ("patch_norms", c_int, (*plan, *images)),
                 ("map_entries", None, (*(c_int,) * 3, c_double, c_int64, c_int64, c_void_p, c_void_p)),
+                ("add_products", c_int, (c_void_p, c_int, *(c_int64,) * 4, *(c_void_p,) * 4)),
             ):
                 function = getattr(self.code, name)
                 function.restype, function.argtypes = result, arguments
@@ -111,6 +112,31 @@ class Library:
     def lanes(self, dtype: np.dtype) -> int:
         """How many second images go together."""
         return self.code.lanes(dtype.itemsize)
+
+    def add_products(
+        self,
+        block: np.ndarray,
+        V_columns: np.ndarray | None,
+        V_rows: np.ndarray | None,
+        out_rows: np.ndarray | None,
+        out_columns: np.ndarray | None,
+    ) -> None:
+        """Add block @ V_columns to ``out_rows`` and block.T @ V_rows to ``out_columns``, or one of the two where the
+        arrays of the other are None; the interpreter's lock is released.
+
+        block: (n, m) float32 or float64. V_columns, out_columns: (m, t), V_rows, out_rows: (n, t), float64, the
+        results in C order.
+        """
+        n, m = block.shape
+        if block.strides[1] != block.itemsize or not block.flags.aligned:
+            block = np.array(block, order="C")
+        V = [None if one is None else np.ascontiguousarray(one) for one in (V_columns, V_rows)]
+        t = next(one.shape[1] for one in V if one is not None)
+        if 0 in (n, m, t):
+            return
+        pointers = (None if one is None else one.ctypes.data for one in (*V, out_rows, out_columns))
+        arguments = (block.ctypes.data, block.itemsize, block.strides[0], n, m, t)
+        _check(self.code.add_products(*arguments, *pointers), "products with a few columns")
 
 
 class Plan:
