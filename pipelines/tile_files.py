@@ -19,6 +19,12 @@ import numpy as np
 WRITTEN_BYTES = 2**20
 """Of a tile that are written at once: Linux keeps larger pieces in larger pages, which cost it far more to find."""
 
+READ_BYTES = 2**20
+"""Of a tile that are read at once: their checksum is taken while they are in the cache."""
+
+SUM_BYTES = 4
+"""The checksum's, at the end of a file."""
+
 _MADV_POPULATE_READ = 22
 """Linux 5.14's number, for which Python has no name."""
 
@@ -27,11 +33,21 @@ def read_tile_file(path: Path, side: int, dtype: np.dtype) -> np.ndarray:
     """The (side, side) tile in a file.
 
     Raises:
-        ValueError: the file is not of that size, or its checksum is wrong.
+        ValueError: the file is not of that size or cannot be read, or its checksum is wrong.
     """
-    content = np.fromfile(path, np.uint8)
-    _check_size(content.nbytes, side, dtype)
-    _check_sum(content)
+    import google_crc32c
+
+    checksum = 0
+    with path.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        _check_size(size, side, dtype)
+        content = np.empty(size, np.uint8)
+        for start in range(0, size - SUM_BYTES, READ_BYTES):
+            piece = content[start : min(start + READ_BYTES, size - SUM_BYTES)]
+            _read_all(stream, piece)
+            checksum = google_crc32c.extend(checksum, piece)
+        _read_all(stream, content[-SUM_BYTES:])
+    _check_sum(checksum, content)
     return _tile_in(content, side, dtype)
 
 
@@ -48,7 +64,9 @@ def map_tile_file(path: Path, side: int, dtype: np.dtype, verify: bool) -> np.nd
     _populate(mapped)
     content = np.frombuffer(mapped, np.uint8)
     if verify:
-        _check_sum(content)
+        import google_crc32c
+
+        _check_sum(google_crc32c.value(content[:-SUM_BYTES]), content)
     return _tile_in(content, side, dtype)
 
 
@@ -70,7 +88,7 @@ def write_tile_file(path: Path, block: np.ndarray, side: int) -> None:
                 content = piece.astype(piece.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
                 checksum = google_crc32c.extend(checksum, content)
                 _write_all(stream, content.data)
-            _write_all(stream, memoryview(checksum.to_bytes(4, "little")))
+            _write_all(stream, memoryview(checksum.to_bytes(SUM_BYTES, "little")))
         os.replace(temporary, path)
     except OSError:
         with suppress(OSError):
@@ -96,6 +114,23 @@ def _write_all(stream: FileIO, content: memoryview) -> None:
         content = content[stream.write(content) :]
 
 
+def _read_all(stream: FileIO, content: np.ndarray) -> None:
+    """Fill an array of bytes.
+
+    Raises:
+        ValueError: the disk cannot read them, or the file ends before.
+    """
+    rest = content.data
+    try:
+        while len(rest):  # one call need not fill all of it
+            count = stream.readinto(rest)
+            if not count:
+                raise ValueError("it ends too early")
+            rest = rest[count:]
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror}") from error
+
+
 def _populate(mapped: mmap.mmap) -> None:
     """Have all pages of a map read and mapped at once.
 
@@ -112,17 +147,15 @@ def _populate(mapped: mmap.mmap) -> None:
 
 
 def _check_size(found: int, side: int, dtype: np.dtype) -> None:
-    expected = side * side * dtype.itemsize + 4
+    expected = side * side * dtype.itemsize + SUM_BYTES
     if found != expected:
         raise ValueError(f"{found} bytes where a tile has {expected}")
 
 
-def _check_sum(content: np.ndarray) -> None:
-    import google_crc32c
-
-    if google_crc32c.value(content[:-4]) != int.from_bytes(content[-4:].tobytes(), "little"):
+def _check_sum(found: int, content: np.ndarray) -> None:
+    if found != int.from_bytes(content[-SUM_BYTES:].tobytes(), "little"):
         raise ValueError("stored and computed checksum do not match")
 
 
 def _tile_in(content: np.ndarray, side: int, dtype: np.dtype) -> np.ndarray:
-    return content[:-4].view(dtype.newbyteorder("<")).reshape(side, side)
+    return content[:-SUM_BYTES].view(dtype.newbyteorder("<")).reshape(side, side)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -183,6 +184,43 @@ def test_a_damaged_tile_is_detected_and_set_aside(root: Path, damage: Callable[[
     assert len(list((store.path / "damaged").iterdir())) == 1
     assert store.write_tile((1, 0), tile_of(store, (1, 0)))
     np.testing.assert_array_equal(store.read_tile(1, 0), tile_of(store, (1, 0)))
+
+
+@pytest.mark.parametrize("at_once", [1, 24, 60, 128, 1000])
+def test_a_tile_is_checked_however_it_is_read(
+    root: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects the checksum of a tile that is read piece by piece: every byte of the file counts."""
+    monkeypatch.setattr(tile_files, "READ_BYTES", at_once)
+    store = gram_store(root)
+    store.write_tile((0, 0), tile_of(store, (0, 0)))
+    file = store.chunk("gram", (0, 0))
+    np.testing.assert_array_equal(store.read_tile(0, 0), tile_of(store, (0, 0)))
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(ValueError, match="checksum do not match"):
+            tile_files.read_tile_file(file, SIDE, np.dtype("float64"))
+
+
+def test_a_file_that_is_read_in_driblets_is_read_whole() -> None:
+    """Protects from file systems that give less than was asked for, and from files that end, or fail, meanwhile."""
+
+    class Driblets(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            return super().readinto(buffer[:3])
+
+    class Bad(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            raise OSError(errno.EIO, "input/output error")
+
+    content = np.zeros(10, np.uint8)
+    tile_files._read_all(Driblets(bytes(range(10))), content)
+    assert content.tolist() == list(range(10))
+    with pytest.raises(ValueError, match="ends too early"):
+        tile_files._read_all(Driblets(bytes(9)), content)
+    with pytest.raises(ValueError, match="cannot be read: input/output error"):
+        tile_files._read_all(Bad(), content)
 
 
 def test_a_tile_of_fill_values_is_set_aside(root: Path) -> None:
