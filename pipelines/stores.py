@@ -31,7 +31,7 @@ from kernels.base import Prepared, digest
 from . import leases
 from .errors import ChunkLost, NumericalError, StoreError
 from .files import disk_errors, replacing
-from .tile_files import map_tile_file, read_tile_file, write_tile_file
+from .tile_files import all_finite, map_tile_file, read_tile_file, write_tile_file
 from .tiles import Grid, Tile
 
 FORMAT = 1
@@ -395,22 +395,18 @@ class TileStore(Store):
         Raises:
             ChunkLost: missing, or damaged or not finite (then set aside).
         """
-        block = self.read(self.matrix, (i, j), self.grid.extent((i, j)))
-        if not all_finite(block):
-            self.set_aside(self.matrix, (i, j))
-            raise ChunkLost(
-                f"{self.path}: tile {i}/{j} held values that are not finite and is set aside;"
-                " run the experiment again"
-            )
-        return block
+        return self.read(self.matrix, (i, j), self.grid.extent((i, j)))
 
     def _values(self, name: str, index: Sequence[int], selection: Any) -> np.ndarray:
         # What Zarr would do, without the copies that it makes on the way: half of the time.
         self.array(name)  # whose metadata, damaged, would be found by Zarr alone
         rows, columns = selection
-        tile = read_tile_file(self.chunk(name, index), self.side, np.dtype(self.dtype))
+        tile, finite = read_tile_file(self.chunk(name, index), self.side, np.dtype(self.dtype))
         n, m = rows.stop - rows.start, columns.stop - columns.start
-        return tile if tile.shape == (n, m) else tile[:n, :m].copy()
+        block = tile if tile.shape == (n, m) else tile[:n, :m].copy()
+        if not (finite or all_finite(block)):  # beyond the matrix's end a tile is filled up with NaN
+            raise ValueError("it holds values that are not finite")
+        return block
 
     def write_tile(self, tile: Tile, block: np.ndarray) -> bool:
         """Write a tile once; False when it was there already.
@@ -546,13 +542,6 @@ def open_store(path: str | Path) -> Store:
 @lru_cache(maxsize=16)
 def _opened(cls: type[Store], path: Path, axes: str) -> Store:
     return cls(path)
-
-
-def all_finite(block: np.ndarray) -> bool:
-    """Whether every value is finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        # A sum is quicker than a look at every value, and only finite values have a finite one.
-        return bool(np.isfinite(block.sum())) or bool(np.isfinite(block).all())
 
 
 def not_finite(block: np.ndarray, tile: Tile, rows: np.ndarray, columns: np.ndarray) -> str:

@@ -20,7 +20,7 @@ WRITTEN_BYTES = 2**20
 """Of a tile that are written at once: Linux keeps larger pieces in larger pages, which cost it far more to find."""
 
 READ_BYTES = 2**20
-"""Of a tile that are read at once: their checksum is taken while they are in the cache."""
+"""Of a tile that are read at once, and looked at while they are in the cache."""
 
 SUM_BYTES = 4
 """The checksum's, at the end of a file."""
@@ -29,15 +29,15 @@ _MADV_POPULATE_READ = 22
 """Linux 5.14's number, for which Python has no name."""
 
 
-def read_tile_file(path: Path, side: int, dtype: np.dtype) -> np.ndarray:
-    """The (side, side) tile in a file.
+def read_tile_file(path: Path, side: int, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+    """The (side, side) tile in a file, and whether all its values are finite.
 
     Raises:
         ValueError: the file is not of that size or cannot be read, or its checksum is wrong.
     """
     import google_crc32c
 
-    checksum = 0
+    checksum, finite = 0, True
     with path.open("rb", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         _check_size(size, side, dtype)
@@ -46,9 +46,23 @@ def read_tile_file(path: Path, side: int, dtype: np.dtype) -> np.ndarray:
             piece = content[start : min(start + READ_BYTES, size - SUM_BYTES)]
             _read_all(stream, piece)
             checksum = google_crc32c.extend(checksum, piece)
+            finite = finite and all_finite(piece.view(dtype))
         _read_all(stream, content[-SUM_BYTES:])
     _check_sum(checksum, content)
-    return _tile_in(content, side, dtype)
+    return _tile_in(content, side, dtype), finite
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """Whether every value is finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A sum is quicker than a look at every value, that of squares, by the linear algebra library, the quickest; and
+        # only finite values have a finite one.
+        if values.flags.c_contiguous:
+            flat = values.reshape(-1)
+            total = np.dot(flat, flat)
+        else:
+            total = values.sum()
+        return bool(np.isfinite(total)) or bool(np.isfinite(values).all())
 
 
 def map_tile_file(path: Path, side: int, dtype: np.dtype, verify: bool) -> np.ndarray:

@@ -11,7 +11,7 @@ from scipy.linalg.blas import dgemm, dsyrk, dtrsm
 
 from ..errors import NumericalError
 from ..operators import Symmetric
-from ..stores import all_finite
+from ..tile_files import all_finite
 
 SKETCH_COLUMNS = 2048
 """Columns that one pass over the matrix takes at most: workers hold a square's rows of them."""

@@ -17,7 +17,8 @@ from .. import device, tasks
 from ..errors import ChunkLost, NumericalError
 from ..memory import peak_bytes
 from ..operators import cross_block
-from ..stores import FactorStore, advice_on_range, all_finite
+from ..stores import FactorStore, advice_on_range
+from ..tile_files import all_finite
 from ..tiles import Tile
 from ..tilesource import TileSource
 from . import tile_arithmetic
