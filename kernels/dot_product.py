@@ -163,22 +163,11 @@ class HomogeneousKernel(Kernel):
         return values if count > 1 else values[0]
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
-        unit_a, norm_a, unit_b, norm_b = (p.arrays[k] for p in (a, b) for k in ("unit", "norm"))
-        xp = namespace(unit_a, unit_b)
-        if unit_a.shape[1:] != unit_b.shape[1:] or unit_a.dtype != unit_b.dtype:
-            raise KernelError(
-                f"prepared blocks do not match: {unit_a.dtype} vectors of {unit_a.shape[1]} features "
-                f"against {unit_b.dtype} vectors of {unit_b.shape[1]}"
-            )
+        unit_a, norm_a, norm_b = a.arrays["unit"], a.arrays["norm"], b.arrays["norm"]
+        xp = namespace(unit_a, norm_b)
         n, m = len(a), len(b)
         result = xp.empty((len(self.outputs), n, m), unit_a.dtype)
-        cosines = result[-1]
-        xp.matmul(unit_a, unit_b.T, out=cosines)
-        i, j = same_rows(a, b)
-        if len(i):
-            i, j = xp.asarray(i), xp.asarray(j)
-            regular = norm_a[i] > self.floor
-            cosines[i[regular], j[regular]] = 1
+        self.cosines(a, b, result[-1])
         weight_a, weight_b = self.weights(norm_a), self.weights(norm_b)
         # The map makes several passes: strip by strip they all run in the cache.
         workspace = Workspace(xp, unit_a.dtype)
@@ -195,6 +184,26 @@ class HomogeneousKernel(Kernel):
             # solvers that read one or the other would solve with two matrices.
             mirror(result)
         return result if len(self.outputs) > 1 else result[0]
+
+    def cosines(self, a: Prepared, b: Prepared, out: Array) -> None:
+        """Write the cosines (n, m) between two prepared blocks, 1 exactly where rows are equal (K13).
+
+        Raises:
+            KernelError: the blocks are of different numbers of features, or dtypes.
+        """
+        unit_a, norm_a, unit_b = a.arrays["unit"], a.arrays["norm"], b.arrays["unit"]
+        xp = namespace(unit_a, unit_b)
+        if unit_a.shape[1:] != unit_b.shape[1:] or unit_a.dtype != unit_b.dtype:
+            raise KernelError(
+                f"prepared blocks do not match: {unit_a.dtype} vectors of {unit_a.shape[1]} features "
+                f"against {unit_b.dtype} vectors of {unit_b.shape[1]}"
+            )
+        xp.matmul(unit_a, unit_b.T, out=out)
+        i, j = same_rows(a, b)
+        if len(i):
+            i, j = xp.asarray(i), xp.asarray(j)
+            regular = norm_a[i] > self.floor
+            out[i[regular], j[regular]] = 1
 
     def diag(self, a: Prepared) -> Array:
         norm = a.arrays["norm"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array, namespace
+from ..deep import FullyConnected
+from ..dot_product import DotProduct
 from ..layers import Layer
 from . import device, programs
 
@@ -29,6 +31,14 @@ def scalar_function(layer: Layer, B: Array, weights: Array | None) -> None:
 def weighted_cosines(B: Array, weights: Array, phases: Array) -> None:
     """In place of B (n, m): weights (n,) times cos(B + phases), phases (m,); asynchronous, and raises, as well."""
     _launch(programs.weighted_cosines(B.shape[1]), B, weights, phases)
+
+
+def kernel_values(kernel: DotProduct | FullyConnected, B: Array, weights: Array, others: Array) -> None:
+    """In place of cosines B (n, m): kappa of them, times weights (n,) and others (m,).
+
+    kernel: of one output; its ``weights`` are those of either side. Asynchronous, and raises, as ``scalar_function``.
+    """
+    _launch(programs.kernel_values(kernel, B.shape[1]), B, weights, others)
 
 
 def _launch(program: programs.Program, B: Array, *vectors: Array) -> None:

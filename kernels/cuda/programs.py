@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base import KernelError
+from ..deep import FullyConnected
+from ..dot_product import DotProduct
 from ..layers import Layer
 from ..network import Network
 from .axes import Axis, pooled, unpooled
@@ -131,6 +133,39 @@ def scalar_function(layer: Layer, columns: int, weighted: bool) -> Program:
 def weighted_cosines(columns: int) -> Program:
     """The program of ``entrywise.weighted_cosines`` for matrices with so many columns; raises as well."""
     return _entrywise("weighted_cosines", columns, {})
+
+
+@lru_cache(maxsize=64)
+def kernel_values(kernel: DotProduct | FullyConnected, columns: int) -> Program:
+    """The program of ``entrywise.kernel_values`` for matrices with so many columns; raises as well."""
+    constants: dict[str, object] = {
+        "KAPPA": "NETWORK",
+        "FUNCTION": "RELU",
+        "DEGREE": 1,
+        "RATE": 1.0,
+        "GAMMA": 1.0,
+        "LAYERS": 1,
+    }
+    match kernel:
+        case FullyConnected():
+            tangent = kernel.family == "ntk"
+            kind = "BIASED_TANGENT" if tangent else "BIASED"
+            constants["KAPPA"] = kind if kernel.bias else "TANGENT" if tangent else "NETWORK"
+            constants["LAYERS"] = kernel.depth - 1
+            constants["RATE"] = 1 / kernel.depth if kernel.normalized else 1.0
+        case DotProduct(kernel="arc-cosine"):
+            constants["KAPPA"] = "NETWORK" if kernel.order == 1 else "STEP"
+        case DotProduct(kernel="laplace", c=c, gamma=gamma):
+            assert c is not None
+            constants |= {"KAPPA": "LAPLACE", "RATE": c * math.log2(math.e), "GAMMA": gamma}
+        case _:
+            constants |= {"KAPPA": "CLOSED", "FUNCTION": kernel.kernel.upper(), "DEGREE": kernel.degree or 1}
+            if kernel.sigma is not None:
+                constants["RATE"] = math.log2(math.e) / kernel.sigma**2
+            elif kernel.scale is not None:
+                constants["RATE"] = kernel.scale
+    given = {key: _float(value) if isinstance(value, float) else value for key, value in constants.items()}
+    return _entrywise("kernel_values", columns, given)
 
 
 def _entrywise(name: str, columns: int, constants: dict[str, object]) -> Program:

@@ -8,8 +8,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from .. import fused
 from ..arrays import Array, namespace, to_host
 from ..base import Cost, KernelError, Prepared, SamplesError, require_float
+from ..cuda import entrywise
+from ..deep import FullyConnected
+from ..dot_product import DotProduct
 from ..parameters import choice, share, whole
 from .base import FeatureMap, Progress, Samples, unwatched
 from .landmarks import (
@@ -127,7 +131,7 @@ class NystromFeatures(FeatureMap):
         for start in range(0, len(X), step):
             part = slice(start, start + step)
             samples = self.kernel.prepare(X[part], None if rows is None else rows[part], pool)
-            xp.matmul(self.kernel.pair(samples, centres), W, out=out[part])
+            xp.matmul(self._values(samples, centres), W, out=out[part])
         return out
 
     def feature_cost(self, n: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
@@ -146,6 +150,19 @@ class NystromFeatures(FeatureMap):
                 self.kernel, count, shape, self.landmarks, self.selection, self.candidates, itemsize
             )
         )
+
+    def _values(self, samples: Prepared, centres: Prepared) -> Array:
+        """(n, landmarks) values of the kernel; of vectors on a device by one pass over their cosines."""
+        kernel = self.kernel
+        if not (
+            isinstance(kernel, DotProduct | FullyConnected) and fused.runs_entrywise(samples.arrays["unit"])
+        ):
+            return kernel.pair(samples, centres)
+        unit = samples.arrays["unit"]
+        B = namespace(unit).empty((len(samples), len(centres)), unit.dtype)
+        kernel.cosines(samples, centres, B)
+        entrywise.kernel_values(kernel, B, *(kernel.weights(x.arrays["norm"]) for x in (samples, centres)))
+        return B
 
     def _rows(self, itemsize: int) -> int:
         return max(1, BLOCK_BYTES // (self.landmarks * itemsize))

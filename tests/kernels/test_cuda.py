@@ -44,10 +44,12 @@ from kernels.cuda import entrywise
 from kernels.cuda import programs as real_programs
 from kernels.cuda.axes import pooled, unpooled
 from kernels.cuda.programs import Program, plan
+from kernels.deep import FullyConnected
 from kernels.dot_product import DotProduct
 from kernels.features.base import FeatureMap, InMemory
 from kernels.features.ckn import NystromCKN
 from kernels.features.convolutional_random import ConvolutionalRandom
+from kernels.features.nystrom import NystromFeatures
 from kernels.features.random import RandomFeatures
 from kernels.network import network_on
 from kernels.pooling import KINDS, MODES, output_size, pooling_matrix
@@ -420,6 +422,45 @@ def test_weighted_cosines_are_those_of_float64(shape, host):
     assert nothing_beside(memory)
 
 
+OF_VECTORS = {
+    "exponential": DotProduct("exponential", sigma=0.6),
+    "cube": DotProduct("polynomial", degree=3),
+    "seventh power": DotProduct("polynomial", degree=7),
+    "linear": DotProduct("linear", scale=0.7),
+    "square": DotProduct("square", floor=0.05),
+    "step": DotProduct("arc-cosine", order=0),
+    "arc-cosine": DotProduct("arc-cosine", floor=0.05),
+    "laplace": DotProduct("laplace", c=2.0),
+    "laplace, 1": DotProduct("laplace", gamma=1.0),
+    "laplace, 0.7": DotProduct("laplace", c=0.5, gamma=0.7),
+    "rf 1": FullyConnected(depth=1),
+    "rf 4": FullyConnected(depth=4),
+    "ntk 2": FullyConnected("ntk"),
+    "ntk 5, normalized": FullyConnected("ntk", depth=5, normalized=True, normalize_inputs=True),
+    "rf, bias": FullyConnected(bias=True),
+    "ntk, bias": FullyConnected("ntk", bias=True),
+}
+COMPILED = ("exponential", "step", "laplace, 0.7", "rf 4", "ntk 5, normalized", "rf, bias", "ntk, bias")
+"""One of each kind that the source knows."""
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (700, 3), (41, 100), (2, 1500)], ids=str)
+@pytest.mark.parametrize("name", OF_VECTORS)
+def test_values_of_vectors_are_the_general_ones(name, shape, host):
+    """Every kernel of vectors, at cosines of -1 and 1, zero rows, and sizes that no block divides."""
+    rng, kernel = np.random.default_rng(0), OF_VECTORS[name]
+    B, memory = guarded(shape)
+    B[...] = rng.uniform(-1, 1, shape)
+    B[::3, 0], B[1::3, -1] = 1, -1
+    weights, others = (rng.uniform(0, 3, count).astype(np.float32) for count in shape)
+    weights[::4] = 0
+    most = np.abs(kernel.kappa(np.ones(1))[0])
+    wanted = kernel.kappa(B.astype(np.float64)) * np.outer(weights, others)
+    entrywise.kernel_values(kernel, B, weights, others)
+    assert (np.abs(B - wanted) <= TOLERANCE * most * np.outer(weights, others)).all()
+    assert nothing_beside(memory)
+
+
 MAPS: dict[str, tuple[FeatureMap, int]] = {
     **{
         f"anchors, {first['kernel']}, {second['kernel']}": (
@@ -430,6 +471,8 @@ MAPS: dict[str, tuple[FeatureMap, int]] = {
     },
     "random filters": (ConvolutionalRandom(network([EXP, RELU], (2, 1)), (20, 30)), 1),
     "random Fourier": (RandomFeatures(DotProduct("exponential", sigma=0.6), 50), 1),
+    "landmarks": (NystromFeatures(DotProduct("exponential", sigma=0.6), 3, epsilon=1e-2), 1),
+    "landmarks, ntk": (NystromFeatures(FullyConnected("ntk", depth=3), 2, epsilon=1e-2), 1),
 }
 """Feature maps, and how many fused passes each takes for few samples."""
 
@@ -537,8 +580,16 @@ def test_specialised_programs_compile_for_devices(name, shape, architecture, tmp
             real_programs.scalar_function(Layer(3, **f), 100, f in (EXP, RELU))
             for f in (EXP, RELU, POLY3, SQUARE)
         ),
+        *(real_programs.kernel_values(OF_VECTORS[name], 100) for name in COMPILED),
     ],
-    ids=["weighted cosines", "exponential", "relu", "polynomial", "square"],
+    ids=[
+        "weighted cosines",
+        "exponential",
+        "relu",
+        "polynomial",
+        "square",
+        *(f"of vectors, {name}" for name in COMPILED),
+    ],
 )
 def test_passes_over_products_compile_for_devices(program, architecture, tmp_path):
     compile_for(architecture, program, tmp_path)
@@ -676,6 +727,7 @@ def test_an_installation_without_a_source_refuses_entrywise_passes(missing, tmp_
     # Past the caches, which hold what other tests made.
     for make in (
         lambda: real_programs.weighted_cosines.__wrapped__(100),
+        lambda: real_programs.kernel_values.__wrapped__(DotProduct("square"), 100),
         lambda: real_programs.scalar_function.__wrapped__(Layer(3, **RELU), 100, True),
     ):
         with pytest.raises(KernelError, match=rf"{re.escape(missing)}: install megagram again$"):

@@ -28,6 +28,7 @@ from kernels.dot_product import DotProduct
 from kernels.features.base import FeatureMap, InMemory
 from kernels.features.ckn import NystromCKN
 from kernels.features.convolutional_random import ConvolutionalRandom
+from kernels.features.nystrom import NystromFeatures
 from kernels.features.random import RandomFeatures
 
 pytestmark = [
@@ -50,6 +51,8 @@ MAPS: dict[str, FeatureMap] = {
     "anchors, linear": NystromCKN(network([LINEAR, EXP], (2, 1)), (24, 32), patches=500),
     "random filters": ConvolutionalRandom(network([EXP, RELU], (2, 1)), (130, 200)),
     "random Fourier": RandomFeatures(DotProduct("exponential", sigma=0.6), 300),
+    "landmarks": NystromFeatures(DotProduct("exponential", sigma=0.6), 8, epsilon=1e-2),
+    "landmarks, ntk": NystromFeatures(FullyConnected("ntk", depth=3), 8, epsilon=1e-2),
     "random relu": RandomFeatures(FullyConnected("rf", depth=3), 300),
 }
 TOLERANCES = {np.float32: 2e-6, np.float64: 1e-10}

@@ -28,7 +28,7 @@ FLAGS = (
 # The order of threads is fixed here, and these two are what the compiler of a device knows and this one does not.
 FLAGS += ("-Wno-unknown-pragmas", "-Wno-unused-parameter")
 
-IN_PLACE = ("scalar_function", "weighted_cosines")
+IN_PLACE = ("scalar_function", "weighted_cosines", "kernel_values")
 """Programs that work in place, on arrays and then a size."""
 
 
