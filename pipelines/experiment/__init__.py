@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-FEATURE_METHODS = ("auto", "cholesky", "eigen", "conjugate-gradient")
+FEATURE_METHODS = ("auto", "cholesky", "eigen", "conjugate-gradient", "falkon")
 """Of solving with explicit features."""
 
 
@@ -79,6 +79,11 @@ class Experiment(Table):
             raise ValueError("solve.refit = true needs data.validation")
         if self.features is not None:
             self._check_features()
+        elif self.solve.method == "falkon":
+            raise ValueError(
+                'solve.method = "falkon" works on [features], and there are none: give them, or use "nystrom" with'
+                " solve.centres, which is Falkon on the kernel's own values"
+            )
         elif self.gram.tiles == "recomputed":
             self._check_recomputed()
         if self.uses_precomputed:

@@ -118,13 +118,16 @@ class Solve(Table):
     """The solver and how the ridge is chosen.
 
     method: "cholesky" and "eigen" hold the matrix in memory, "tiled-cholesky" works out of core, "conjugate-gradient"
-    and "nystrom" take products alone; on explicit features "cholesky" and "eigen" take their covariance. dtype: of a
+    and "nystrom" take products alone; on explicit features "cholesky" and "eigen" take their covariance, and "falkon"
+    is conjugate gradients whose preconditioner is that of a few samples, or of a Nystrom map's landmarks. dtype: of a
     factor; "mixed" is float32 refined to a float64 residual, and float64 for the ridges where that fails. tolerance,
     max_iterations: of the iterative methods, which have defaults.
     centres: of nystrom, that many training samples drawn under the experiment's seed.
     """
 
-    method: Literal["auto", "cholesky", "tiled-cholesky", "eigen", "conjugate-gradient", "nystrom"] = "auto"
+    method: Literal[
+        "auto", "cholesky", "tiled-cholesky", "eigen", "conjugate-gradient", "nystrom", "falkon"
+    ] = "auto"
     dtype: Literal["float32", "float64", "mixed"] = "float64"
     tolerance: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
     max_iterations: Count | None = None
@@ -150,7 +153,7 @@ class Solve(Table):
     @model_validator(mode="after")
     def _fits_method(self) -> Solve:
         """Each option has a meaning for the method."""
-        iterative = self.method in ("conjugate-gradient", "nystrom")
+        iterative = self.method in ("conjugate-gradient", "nystrom", "falkon")
         if self.dtype != "float64" and (iterative or self.method == "eigen"):
             raise ValueError(
                 f'dtype = "{self.dtype}" has no meaning for method = "{self.method}", which works in float64 alone:'
@@ -160,7 +163,7 @@ class Solve(Table):
             if getattr(self, key) is not None and not (iterative or self.method == "auto"):
                 raise ValueError(
                     f'{key} has no meaning for method = "{self.method}", which is direct: leave it out, or use'
-                    " conjugate-gradient or nystrom"
+                    " conjugate-gradient, nystrom or (with [features]) falkon"
                 )
         if self.centres is not None and self.method != "nystrom":
             raise ValueError(f'centres goes with method = "nystrom" alone, not with "{self.method}"')

@@ -14,6 +14,7 @@ import numpy as np
 
 from kernels.base import Cost
 from kernels.features.base import FeatureMap
+from kernels.features.nystrom import NystromFeatures
 
 from .. import features, memory, solvers
 from ..errors import StoreError
@@ -322,6 +323,7 @@ class _Task:
             missing_entries=self.missing_rows * self.width,
             missing_bytes=sum(one.missing for one in self.blocks) * self.block_bytes,
             predicted=rows_held(self.pools) * self.width,
+            whitened=isinstance(self.map, NystromFeatures),
         )
 
     def choose(self, means: solvers.Means) -> tuple[solvers.Choice, bool, str]:

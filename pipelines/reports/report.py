@@ -38,7 +38,7 @@ from .verdict import TONES, Result, final_fit, final_solve, is_oracle, metric_of
 
 __all__ = ["build", "build_study", "make_study", "page", "ridge_table", "study_table", "terminal_table"]
 
-ITERATIVE = ("conjugate-gradient", "nystrom")
+ITERATIVE = ("conjugate-gradient", "nystrom", "falkon")
 """Methods whose effective dimensions are estimates."""
 
 ESTIMATED = "effective dimension estimated"

@@ -15,6 +15,8 @@ COLUMNS = 2048
 ROWS = 4096
 """That are updated at a time, in an array of ROWS x COLUMNS."""
 
+STABILISER_TRIES = 20
+
 
 def factor_in_place(matrix: np.ndarray) -> int:
     """Put the lower Cholesky factor of a symmetric matrix (n, n), Fortran order, on and below its diagonal.
@@ -65,3 +67,21 @@ def upper_factor(matrix: np.ndarray) -> np.ndarray:
         matrix[rows, :start] = 0
         matrix[rows, rows] = np.triu(matrix[rows, rows])
     return matrix
+
+
+def stabilised_factor(matrix: np.ndarray) -> tuple[np.ndarray, float]:
+    """T upper triangular with matrix + stabiliser I = T^T T, and the least power of ten of rounding that it takes.
+
+    matrix: finite, of no eigenvalue that is negative but by rounding; its upper triangle is read.
+    """
+    M = len(matrix)
+    scale = float(np.abs(matrix.diagonal()).mean()) or 1.0
+    stabiliser = np.finfo(np.float64).eps * M * scale
+    for _ in range(STABILISER_TRIES):
+        shifted = matrix.copy()
+        shifted.flat[:: M + 1] += stabiliser
+        try:
+            return upper_factor(shifted), stabiliser
+        except LinAlgError:
+            stabiliser *= 10
+    raise AssertionError("a finite matrix with so much on its diagonal is positive definite")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,7 +27,6 @@ from .preconditioner import (
     EXPECTED,
     MEMORY,
     SKETCH_COST,
-    Preconditioner,
     load,
     randomised_nystrom,
     rank_within,
@@ -34,18 +34,42 @@ from .preconditioner import (
 )
 
 
+class Preconditioning(Protocol):
+    """A matrix A that stands for K, and P = A + shift I, or a multiple of it."""
+
+    def solve(self, R: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """P^-1 applied to the rows of R (k, n), row i with ``shifts[i]``."""
+        ...
+
+    def effective_dimension(self, shift: float) -> float:
+        """tr A (A + shift I)^-1."""
+        ...
+
+    def quadratic_forms(self, Z: np.ndarray, shift: float) -> np.ndarray:
+        """(k,) values z^T A (A + shift I)^-1 z for the rows of Z (k, n)."""
+        ...
+
+    def note(self, shift: float) -> str:
+        """What a report says of it at one ridge."""
+        ...
+
+
 @dataclass(frozen=True)
 class ConjugateGradientState:
-    """What does not depend on the targets. folder: of the operator's site; inputs: a digest of what this is for."""
+    """What does not depend on the targets. folder: of the operator's site; inputs: a digest of what this is for.
+
+    helps: what would spare iterations, or nothing.
+    """
 
     operator: Symmetric
     ridges: tuple[float, ...]
     shifts: tuple[float, ...]
     jitter: float
-    preconditioner: Preconditioner
+    preconditioner: Preconditioning
     folder: Path | None
     inputs: str
     seconds: float
+    helps: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +116,8 @@ class ConjugateGradient(Iterative):
         seconds = perf_counter() - started
         # An iteration goes on with the preconditioner that it was begun with.
         inputs = digest(inputs, made.values)
-        return ConjugateGradientState(K, values, added, jitter, made, folder, inputs, seconds)
+        helps = "give the driver more memory for its preconditioner" if made.reason == MEMORY else ""
+        return ConjugateGradientState(K, values, added, jitter, made, folder, inputs, seconds, helps)
 
     def solve(
         self, state: ConjugateGradientState, Y: ArrayLike, progress: Progress = unwatched
@@ -119,8 +144,6 @@ class ConjugateGradient(Iterative):
         )
         inputs = self.inputs(state.inputs, targets)
         folder = state.folder / f"iterations-{inputs}" if state.folder is not None else None
-        advice = "give the driver more memory for its preconditioner"
-        helps = advice if state.preconditioner.reason == MEMORY else ""
 
         def finish(iteration: State, group: int) -> Solution:
             rows = slice(group * len(right), group * len(right) + t)
@@ -141,7 +164,7 @@ class ConjugateGradient(Iterative):
                 notes=(
                     *jitter_notes(state.jitter),
                     state.preconditioner.note(shift),
-                    *self.why_not(iteration, group, helps),
+                    *self.why_not(iteration, group, state.helps),
                 ),
             )
 

@@ -60,7 +60,8 @@ class Problem:
     missing_bytes: of the tiles to be computed and stored first, where they are stored. predicted: entries of the
     blocks for validation and test samples. recomputable: whether tiles can be computed more than once. centres:
     of Nystrom, or 0. shifts: what each ridge adds to the diagonal, without jitter. tolerance: of iterations.
-    entry_operations: see ``speed.entry_operations``. spectrum: what is guessed of the matrix's eigenvalues.
+    entry_operations: see ``speed.entry_operations``. spectrum: what is guessed of the matrix's eigenvalues. whitened:
+    whether it is one of features of a Nystrom map, which are coordinates along eigenvectors of its landmarks' matrix.
     """
 
     n: int
@@ -82,6 +83,7 @@ class Problem:
     tolerance: float = 1e-6
     entry_operations: float = 1.0
     spectrum: Spectrum | None = None
+    whitened: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Estimate:
     matrix. rank_bytes: for making a preconditioner; memory_bound: whether it is memory that keeps them from being more;
     pass_columns: what a pass costs beside its columns, in columns of a float64 product; floor: the smallest eigenvalue
     that the matrix is thought to have. On these four rests the preconditioner, and with it the bits of a solution: none
-    depends on what was timed. obstacle: why it cannot be, or nothing.
+    depends on what was timed. whitened: of the problem, where the way rests on it. obstacle: why it cannot be,
+    or nothing.
     """
 
     method: str
@@ -120,6 +123,7 @@ class Estimate:
     pass_columns: float = 0.0
     floor: float = 0.0
     task_seconds: float = 0.0
+    whitened: bool = False
     obstacle: str = ""
 
     @property

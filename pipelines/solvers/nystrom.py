@@ -10,7 +10,7 @@ from time import perf_counter
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import LinAlgError, get_lapack_funcs, solve_triangular
+from scipy.linalg import get_lapack_funcs, solve_triangular
 
 from ..errors import ExperimentError
 from ..memory import peak_bytes
@@ -26,11 +26,9 @@ from .base import (
     require_finite,
     unwatched,
 )
-from .blocked_factor import upper_factor
+from .blocked_factor import stabilised_factor, upper_factor
 from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
 from .iterations import State, Systems
-
-JITTER_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Nystrom(Iterative):
         centres = K.rows[chosen]
         source, columns = gathered(K.source, centres, K.site)
         square = source.among_columns if isinstance(source, GatheredTiles) else source
-        T, stabiliser = _factor(cross_block(square, columns, columns))
+        T, stabiliser = stabilised_factor(cross_block(square, columns, columns))
         inner = T @ T.T / M
         A = tuple(upper_factor(inner + shift / K.n * np.eye(M)) for shift in added)
         inputs = digest(K.rows, centres, diagonal, np.array(added))
@@ -178,19 +176,6 @@ class Nystrom(Iterative):
             )
 
         return self.solve_path(systems, state.ridges, folder, finish, progress)
-
-
-def _factor(matrix: np.ndarray) -> tuple[np.ndarray, float]:
-    """T upper triangular with matrix + stabiliser I = T^T T, and the least power of ten of rounding that it takes."""
-    M = len(matrix)
-    scale = float(np.abs(matrix.diagonal()).mean()) or 1.0
-    stabiliser = np.finfo(np.float64).eps * M * scale
-    for _ in range(JITTER_TRIES):
-        try:
-            return upper_factor(matrix + stabiliser * np.eye(M)), stabiliser
-        except LinAlgError:
-            stabiliser *= 10
-    raise AssertionError("a finite matrix with so much on its diagonal is positive definite")
 
 
 def _effective_dimension(state: NystromState, systems: Systems, iteration: State, group: int) -> float | None:

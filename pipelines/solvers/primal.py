@@ -1,16 +1,18 @@
 """Ridge regression on explicit features: weights w of (Phi^T Phi + n*lambda*I) w = Phi^T Y (SPEC F7, R1, R4 to R6, R9).
 
 With the smaller of Phi^T Phi and Phi Phi^T by one eigendecomposition for the whole path of ridges or by a Cholesky
-factor for each ridge, or by conjugate gradients where neither fits the memory. All give a ``Solution`` whose ``alpha``
-are the weights (width, t), whose
-``residual`` |(Phi^T Phi + shift I) w - Phi^T Y|_F / |Phi^T Y|_F is measured by a pass over the features, not taken
-from a matrix that was accumulated, and whose ``fitted`` are the predictions on the training samples.
+factor for each ridge; or by conjugate gradients, where neither fits the memory or few iterations cost less, with a
+preconditioner that is sketched or, as Falkon's, of some samples. All give a ``Solution`` whose ``alpha`` are the
+weights (width, t), whose ``residual`` |(Phi^T Phi + shift I) w - Phi^T Y|_F / |Phi^T Y|_F is measured by a pass over
+the features, not taken from a matrix that was accumulated, and whose ``fitted`` are the predictions on the training
+samples.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -44,9 +46,10 @@ from .base import (
     unwatched,
 )
 from .cholesky import Cholesky, CholeskyState
-from .conjugate_gradient import ConjugateGradient
+from .conjugate_gradient import ConjugateGradient, ConjugateGradientState
 from .eigen import inverse_diagonals
-from .iterated import Iterative
+from .falkon import SAMPLES, Diagonal, Sampled
+from .iterated import Iterative, digest
 
 SKETCH = 512
 """Columns that one pass over the features sketches at most: workers hold width rows of them."""
@@ -349,16 +352,8 @@ def _decomposed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class PrimalGradients(Iterative):
-    """Conjugate gradients on the same system: one pass over the features an iteration, for all targets and ridges.
-
-    The preconditioner is a randomised Nystrom approximation of Phi^T Phi. rank_bytes, memory_bound, pass_columns: as of
-    ``ConjugateGradient``, whose checkpoints these are.
-    """
-
-    rank_bytes: int = field(default=2**30, repr=False)
-    memory_bound: bool = field(default=True, repr=False)
-    pass_columns: float = field(default=0.0, repr=False)
+class _Iterated(Iterative, ABC):
+    """Conjugate gradients on the same system: one pass over the features an iteration, for all targets and ridges."""
 
     def solve(
         self,
@@ -381,11 +376,12 @@ class PrimalGradients(Iterative):
         first = operator.stream(Asked(Y=targets))
         mean = float(first.squares.sum()) / operator.n
         added, jitter = shifts(values, np.broadcast_to(mean, operator.n), self.jitter, self.absolute)
-        options: dict[str, Any] = {**vars(self), "jitter": 0.0, "absolute": True}
-        solver = ConjugateGradient(**options)
-        C = _Covariance(operator, first.squares)
         beside = perf_counter() - started
-        solved = solver.solve(solver.factor(C, added), first.seen, progress)
+        state = self._state(Covariance(operator, first.squares), added, targets)
+        options: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(Iterative)}
+        # The jitter is in the shifts.
+        solver = ConjugateGradient(**{**options, "jitter": 0.0, "absolute": True})
+        solved = solver.solve(state, first.seen, progress)
         started = perf_counter()
         W = np.stack([one.alpha for one in solved])
         fitted = unflattened(operator.stream(Asked(W=flattened(W))).values, W.shape)
@@ -402,8 +398,54 @@ class PrimalGradients(Iterative):
             for one, ridge, f in zip(solved, values, fitted, strict=True)
         )
 
+    @abstractmethod
+    def _state(self, C: Covariance, added: tuple[float, ...], targets: np.ndarray) -> ConjugateGradientState:
+        """The preconditioner of C + shift I for the shifts ``added``, and the solve that it is for."""
 
-class _Covariance:
+
+@dataclass(frozen=True)
+class PrimalGradients(_Iterated):
+    """Conjugate gradients preconditioned by a randomised Nystrom approximation of Phi^T Phi.
+
+    rank_bytes, memory_bound, pass_columns: as of ``ConjugateGradient``, whose checkpoints these are.
+    """
+
+    rank_bytes: int = field(default=2**30, repr=False)
+    memory_bound: bool = field(default=True, repr=False)
+    pass_columns: float = field(default=0.0, repr=False)
+
+    def _state(self, C: Covariance, added: tuple[float, ...], targets: np.ndarray) -> ConjugateGradientState:
+        options: dict[str, Any] = {**vars(self), "jitter": 0.0, "absolute": True}
+        return ConjugateGradient(**options).factor(C, added)
+
+
+@dataclass(frozen=True)
+class PrimalFalkon(_Iterated):
+    """Conjugate gradients with Falkon's preconditioner, whose iterations are few at any ridge (R7).
+
+    whitened: whether features are those of a Nystrom map, of which it is diagonal; of others ``falkon.SAMPLES`` for
+    each feature are drawn from the training samples by ``seed``, and what they sum to is kept by the site.
+    """
+
+    whitened: bool = False
+
+    def _state(self, C: Covariance, added: tuple[float, ...], targets: np.ndarray) -> ConjugateGradientState:
+        started, site = perf_counter(), C.site
+        made: Diagonal | Sampled = Diagonal(C.diag())
+        if not self.whitened:
+            n = len(C.rows)
+            count = min(n, SAMPLES * C.n)
+            drawn = np.sort(np.random.default_rng(self.seed).choice(n, count, replace=False))
+            A = C.among(drawn).moments(targets[drawn]).covariance
+            A *= n / count
+            made = Sampled.of(A, added, count)
+        inputs = digest(C.rows, C.diag(), np.array(added), str((self.seed, self.whitened)))
+        folder = site.folder if site is not None else None
+        seconds = perf_counter() - started
+        return ConjugateGradientState(C, added, added, 0.0, made, folder, inputs, seconds)
+
+
+class Covariance:
     """Phi^T Phi as products alone. squares: (width,) its diagonal."""
 
     def __init__(self, operator: FeatureOperator, squares: np.ndarray) -> None:
@@ -421,6 +463,10 @@ class _Covariance:
 
     def matmul(self, V: np.ndarray) -> np.ndarray:
         return self._operator.normal(V)
+
+    def among(self, positions: np.ndarray) -> FeatureOperator:
+        """The features of some of its samples."""
+        return FeatureOperator(self._operator.source, self.rows[positions], self.site)
 
     def sketch(self, V: np.ndarray) -> np.ndarray:
         parts = [

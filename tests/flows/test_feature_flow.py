@@ -196,9 +196,9 @@ def load_digits_images() -> np.ndarray:
 
 @pytest.mark.slow
 def test_two_workers_give_the_numbers_of_one(tmp_path: Path) -> None:
-    """Protects results from the number of workers: digest, weights and scores, by both methods."""
+    """Protects results from the number of workers: digest, weights and scores, by each kind of method."""
     (tmp_path / "two.toml").write_text('kind = "local"\nworkers = 2\nmemory = "1 GiB"\n')
-    for method in ("eigen", "conjugate-gradient"):
+    for method in ("eigen", "conjugate-gradient", "falkon"):
         alone = ran(tmp_path / f"one-{method}", f"solve.method={method}")
         shared = ran(tmp_path / f"two-{method}", f"solve.method={method}", cluster=str(tmp_path / "two.toml"))
         assert of(shared)["cluster"]["workers"] == 2

@@ -319,6 +319,7 @@ TILED, RECOMPUTED = {"method": "tiled-cholesky"}, {"gram": {"tiles": "recomputed
         ({**FALKON, "select": "loo"}, {}, 'use select = "gcv"'),
         (TILED, RECOMPUTED, 'gram.tiles = "recomputed" goes with solve.method'),
         ({"method": "cholesky"}, RECOMPUTED, 'gram.tiles = "recomputed" goes with solve.method'),
+        ({"method": "falkon"}, {}, 'solve.method = "falkon" works on [features], and there are none'),
         ({"select": "loo"}, RECOMPUTED, 'gram.tiles = "recomputed" excludes solve.select = "loo"'),
         ({"dtype": "float32"}, RECOMPUTED, 'gram.tiles = "recomputed" excludes solve.dtype'),
         ({}, {"gram": {"tiles": "kept"}}, "gram.tiles"),

@@ -56,7 +56,7 @@ def accuracy(scores: np.ndarray, y: np.ndarray) -> float:
     return 100 * int(np.sum(np.argmax(scores, axis=1) == y)) / len(y)
 
 
-@pytest.mark.parametrize("method", ["eigen", "conjugate-gradient"])
+@pytest.mark.parametrize("method", ["eigen", "conjugate-gradient", "falkon"])
 @pytest.mark.parametrize("data", [{}, {"train": [20, 55], "validation": [3, 18]}, {"train": 24}])
 def test_accuracies_equal_dense_algebra(
     samples: small.Samples, tmp_path: Path, method: str, data: dict[str, Any]
@@ -102,7 +102,7 @@ def test_features_of_a_kernel_give_what_the_kernel_gives(
         assert entry["effective_dimension"] == pytest.approx(other["effective_dimension"], rel=1e-8)
 
 
-@pytest.mark.parametrize("method", ["eigen", "conjugate-gradient"])
+@pytest.mark.parametrize("method", ["eigen", "conjugate-gradient", "falkon"])
 def test_a_refit_takes_validation_data_too_and_the_test_set_is_scored_once(
     samples: small.Samples, tmp_path: Path, method: str
 ) -> None:
