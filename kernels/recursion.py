@@ -65,7 +65,8 @@ class Recursion:
         self.start = int(explicit.pays(network, channels))
         """The first layer whose scalar function is evaluated at pairs of positions."""
         self.pooling = [self._pooling_matrices(stage) for stage in self.stages[:-1]]
-        self.shifts = [self._masked_shifts(stage) for stage in self.stages]
+        # Patches of the first layer are those of the images.
+        self.shifts = [(), *(self._masked_shifts(stage) for stage in self.stages[1:])]
         self.folds = (
             self.start == 0
             and len(self.stages) > 1
