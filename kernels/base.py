@@ -61,6 +61,17 @@ class Cost:
             self.calls + other.calls,
         )
 
+    def __mul__(self, times: float) -> Cost:
+        """What so many times take, one after the other."""
+        return Cost(
+            self.operations * times,
+            self.transcendentals * times,
+            self.scratch_bytes,
+            self.products * times,
+            self.passes * times,
+            self.calls * times,
+        )
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from . import native
-from .arrays import Array, namespace
+from . import native, parallel
+from .arrays import Array, namespace, to_host
 from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, same_rows
 from .fused import asked, choose, path_told, why_general
 from .general import engine
@@ -22,8 +22,8 @@ from .pooling import MODES
 
 __all__ = ["Convolutional", "Layer", "NetworkKernel"]
 
-_DIAGONAL_IMAGES = 64
-"""Diagonals that are computed in float64 take so many images at a time."""
+_PAIRS_AT_ONCE = 32
+"""What is computed in float64 beside float32 blocks takes so many pairs of images at a time."""
 
 
 class NetworkKernel(Kernel):
@@ -54,46 +54,77 @@ class NetworkKernel(Kernel):
         """As ``pair``, always (outputs, n, m), computed in the dtype of the images throughout."""
 
     @abstractmethod
-    def diagonal(self, a: Prepared) -> Array:
-        """As ``diag``, always (outputs, n), computed in the dtype of the images throughout."""
+    def paired(self, a: Prepared, b: Prepared, same: bool) -> Array:
+        """The values (outputs, n) of each image of ``a`` with that of its number in ``b``, computed in the dtype of the
+        images throughout; same: they are the same samples."""
+
+    @abstractmethod
+    def too_parallel(self, a: Prepared, b: Prepared) -> Array:
+        """(n, m) bool: for which images of two float32 blocks parallel patches would make the tangent kernel's error
+        too large (``parallel``)."""
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         result = self.block(a, b)
-        image = a.arrays["image"]
-        i, j = same_rows(a, b)
-        if len(i) and self._rounds_diagonals(image):
-            i, j = (namespace(image).asarray(index) for index in (i, j))
-            result[-1, i, j] = self._tangent_diagonal(image[i])
+        if self._rounds(a.arrays["image"]):
+            self._correct(result[-1], a, b)
         return result if len(self.outputs) > 1 else result[0]
 
     def diag(self, a: Prepared) -> Array:
         image = a.arrays["image"]
-        if not self._rounds_diagonals(image):
-            result = self.diagonal(a)
+        if not self._rounds(image):
+            result = self.paired(a, a, True)
             return result if len(self.outputs) > 1 else result[0]
         self._check_preparation(a)
-        tangent = self._tangent_diagonal(image)
+        every = namespace(image).arange(len(a))
+        tangent = self._in_float64(image, every, image, every, True)
         if len(self.outputs) == 1:
             return tangent
         return namespace(image).stack([self._with(False).diag(a), tangent])
 
-    def _rounds_diagonals(self, image: Array) -> bool:
-        """Whether tangent diagonals in the dtype of the images would be off by more than other entries are (K13).
+    def _correction_cost(self, n: int, m: int, shape: tuple[int, ...]) -> Cost:
+        """Cost of what n x m pairs of float32 images take in float64, on any path of the host."""
+        network, channels = self.network(shape), shape[2]
+        pairs = max(1, min(n * m, _PAIRS_AT_ONCE))
+        exact = self._with(True).cost(pairs, 1, shape, 8)
+        # Images of both sides in float64 with their norms, and those of one side as they were.
+        numbers = channels * math.prod(shape[:2]) + sum(math.prod(stage.grid) for stage in network.stages)
+        scratch = exact.scratch_bytes + pairs * 20 * numbers
+        times = parallel.share(network, channels) * n * m / pairs
+        return replace(exact * times, scratch_bytes=scratch)
 
-        Flat ground makes many patches of one image equal, at different positions too. There the rounding of cosines
-        counts sqrt(2 e)/pi in kappa_0, always downwards, which in float32 comes to 5e-5 of an entry.
-        """
+    def _rounds(self, image: Array) -> bool:
+        """Whether tangent kernels in the dtype of the images are off where patches are parallel (K13)."""
         return bool(self.tangent) and image.dtype == np.float32
 
-    def _tangent_diagonal(self, images: Array) -> Array:
-        """The tangent kernel (n,) of images (n, h, w, c) with themselves, computed in float64, in their dtype."""
+    def _correct(self, values: Array, a: Prepared, b: Prepared) -> None:
+        """Compute in float64 what in a block (n, m) of the tangent kernel is off for parallel patches: all entries of
+        one sample with itself, where they are parallel at different positions too, and some of other pairs."""
+        image_a, image_b = a.arrays["image"], b.arrays["image"]
+        xp = namespace(image_a)
+        off = to_host(self.too_parallel(a, b))
+        same = same_rows(a, b)
+        off[same] = False
+        if a is b:
+            off = np.triu(off)
+        for (i, j), one in ((same, True), (np.nonzero(off), False)):
+            i, j = xp.asarray(i), xp.asarray(j)
+            values[i, j] = self._in_float64(image_a, i, image_b, j, one)
+        if a is b:
+            values[j, i] = values[i, j]
+
+    def _in_float64(self, image_a: Array, i: Array, image_b: Array, j: Array, same: bool) -> Array:
+        """The tangent kernel (pairs,) of images i of one side with images j of the other, computed in float64, in
+        their dtype; same: they are the same samples."""
         kernel = self._with(True)
-        result = namespace(images).empty(len(images), images.dtype)
+        result = namespace(image_a).empty(len(i), image_a.dtype)
         # The path that is asked for may not take float64: that of CUDA never does.
         with path_told("" if asked() == "general" else "auto"):
-            for start in range(0, len(images), _DIAGONAL_IMAGES):
-                part = slice(start, start + _DIAGONAL_IMAGES)
-                result[part] = kernel.diag(kernel.prepare(images[part].astype(np.float64)))
+            for start in range(0, len(i), _PAIRS_AT_ONCE):
+                part = slice(start, start + _PAIRS_AT_ONCE)
+                first = second = kernel.prepare(image_a[i[part]].astype(np.float64))
+                if not same:
+                    second = kernel.prepare(image_b[j[part]].astype(np.float64))
+                result[part] = kernel.paired(first, second, same)[0]
         return result
 
     def _images(self, a: Prepared, b: Prepared) -> tuple[Array, Array]:
@@ -135,7 +166,7 @@ class Convolutional(NetworkKernel):
     pooling_mode: str = "reference"
 
     kind: ClassVar[str] = "convolutional"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -190,19 +221,29 @@ class Convolutional(NetworkKernel):
         return Prepared(arrays, rows, pool, self.preparation)
 
     def block(self, a: Prepared, b: Prepared) -> Array:
+        network, image = self._checked(a, b)
+        return choose(network, self.tangent, image).pair(network, self.tangent, a, b, same_rows(a, b))
+
+    def paired(self, a: Prepared, b: Prepared, same: bool) -> Array:
+        network, image = self._checked(a, b)
+        return choose(network, self.tangent, image).paired(network, self.tangent, a, b, same)
+
+    def too_parallel(self, a: Prepared, b: Prepared) -> Array:
+        network, _ = self._checked(a, b)
+        return parallel.too_parallel(network, a, b)
+
+    def _checked(self, a: Prepared, b: Prepared) -> tuple[Network, Array]:
+        """The network on the images of two blocks, and those of the first.
+
+        Raises:
+            KernelError: the blocks do not match, or were prepared for another kernel.
+        """
         image, _ = self._images(a, b)
         network = self.network(image.shape[1:])
         for part in (a, b):
             self._check_preparation(part)
             _check_norms(network, part)
-        return choose(network, self.tangent, image).pair(network, self.tangent, a, b, same_rows(a, b))
-
-    def diagonal(self, a: Prepared) -> Array:
-        image = a.arrays["image"]
-        network = self.network(image.shape[1:])
-        self._check_preparation(a)
-        _check_norms(network, a)
-        return choose(network, self.tangent, image).diag(network, self.tangent, a)
+        return network, image
 
     def path(self, a: Prepared) -> str:
         image = a.arrays["image"]
@@ -214,14 +255,23 @@ class Convolutional(NetworkKernel):
 
     def cost(self, n: int, m: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
         """As ``Kernel.cost``, of the general path; scratch memory is a bound for the compiled one as well."""
+        cost = self.block_cost(n, m, shape, itemsize)
+        if self.tangent and itemsize == 4:
+            cost = (
+                cost + parallel.cost(self.network(shape), n, m, shape[2]) + self._correction_cost(n, m, shape)
+            )
+        return cost
+
+    def block_cost(self, n: int, m: int, shape: tuple[int, ...], itemsize: int = 4) -> Cost:
+        """As ``cost``, of ``block``."""
         self.check(shape)
         dtype = np.dtype(np.float32 if itemsize == 4 else np.float64)
         network = self.network(shape)
         cost = engine(network, self.tangent, np, dtype, shape[2]).cost(n, m)
-        if asked() == "general":
-            return cost
-        compiled = native.scratch_bytes(network, self.tangent, n, m, shape[2], dtype)
-        return replace(cost, scratch_bytes=max(cost.scratch_bytes, compiled))
+        if asked() != "general":
+            compiled = native.scratch_bytes(network, self.tangent, n, m, shape[2], dtype)
+            cost = replace(cost, scratch_bytes=max(cost.scratch_bytes, compiled))
+        return cost
 
 
 def _check_norms(network: Network, part: Prepared) -> None:

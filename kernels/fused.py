@@ -51,8 +51,9 @@ class Path(Protocol):
         Where ``b is a`` the block is symmetric to the last bit.
         """
 
-    def diag(self, network: Network, tangent: Tangent, a: Prepared) -> Array:
-        """The diagonal (outputs, n) of the block of ``a`` with itself."""
+    def paired(self, network: Network, tangent: Tangent, a: Prepared, b: Prepared, same: bool) -> Array:
+        """The values (outputs, n) of each image of ``a`` with that of its number in ``b``; same: they are the same
+        samples."""
 
     def patch_norms(self, network: Network, images: Array) -> list[Array]:
         """Patch norms of every layer, (n, positions) each, in the dtype of the images (n, h, w, c) (C6)."""

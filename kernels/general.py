@@ -22,7 +22,7 @@ from .recursion import Recursion
 TILE = 128
 """Images on a side of the block that costs are compared for."""
 
-__all__ = ["diag", "name", "obstacle", "pair", "patch_norms"]
+__all__ = ["name", "obstacle", "pair", "paired", "patch_norms"]
 
 
 def name(image: Array) -> str:
@@ -70,15 +70,15 @@ def pair(
     return result
 
 
-def diag(network: Network, tangent: Tangent, a: Prepared) -> Array:
-    """As ``fused.Path.diag``."""
+def paired(network: Network, tangent: Tangent, a: Prepared, b: Prepared, same: bool) -> Array:
+    """As ``fused.Path.paired``."""
     image = a.arrays["image"]
-    xp = namespace(image)
+    xp = namespace(image, b.arrays["image"])
     recursion = engine(network, tangent, xp, np.dtype(image.dtype), image.shape[3])
     result = xp.empty((1 + (tangent == "both"), len(a)), image.dtype)
     for rows, part in a.blocks(recursion.pairs_per_block):
-        first, second = recursion.first(part), recursion.second(part).paired()
-        equal = (xp.arange(len(part)), xp.zeros(len(part), np.int64))
+        first, second = recursion.first(part), recursion.second(b[rows]).paired()
+        equal = (xp.arange(len(part)), xp.zeros(len(part), np.int64)) if same else None
         values = recursion.block(first, second, equal)
         for k, value in enumerate(values[-len(result) :]):
             result[k, rows] = value[:, 0]

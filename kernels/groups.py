@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from . import parallel
 from .arrays import Array, namespace
 from .base import Cost, KernelError, Prepared, require_float, row_ids, same_rows
 from .convolutional import Convolutional, NetworkKernel
@@ -163,18 +164,29 @@ class RotoTranslation(NetworkKernel):
         total /= len(self._terms)
         return total.astype(image.dtype)
 
-    def diagonal(self, a: Prepared) -> Array:
-        image = a.arrays["image"]
+    def paired(self, a: Prepared, b: Prepared, same: bool) -> Array:
+        image, _ = self._images(a, b)
         xp = namespace(image)
-        slices = self._slices(a)
+        first = self._slices(a)
+        second = first if a is b else self._slices(b)
         total = xp.zeros((len(self.outputs), len(a)), np.float64)
         for term in self._terms:
-            if term.transposed < term:
+            if same and term.transposed < term:
                 continue
-            right = _turned_by(slices[term.second], term.quarters)
-            total += (1 + (term.transposed != term)) * self._diagonal(term, slices[term.first], right)
+            right = _turned_by(second[term.second], term.quarters)
+            values = self._paired(term, first[term.first], right, same)
+            total += (1 + (same and term.transposed != term)) * values
         total /= len(self._terms)
         return total.astype(image.dtype)
+
+    def too_parallel(self, a: Prepared, b: Prepared) -> Array:
+        """Of the plain kernel at any turn of either image."""
+        first, second = self._slices(a)[0], self._slices(b)[0]
+        result = self._plain.too_parallel(first, second)
+        for quarters in range(1, _QUARTERS):
+            result |= self._plain.too_parallel(first, _turned_by(second, quarters))
+            result |= self._plain.too_parallel(_turned_by(first, quarters), second)
+        return result
 
     def path(self, a: Prepared) -> str:
         """That of the plain kernel where it does the work; else the general one."""
@@ -191,11 +203,16 @@ class RotoTranslation(NetworkKernel):
         scratch = total.scratch_bytes + 2 * m * (self.rotations // 4) * self._slice_bytes(shape, itemsize)
         for term in self._terms:
             if self._by_plain_kernel:
-                cost = self._plain.cost(n, m, shape, itemsize)
+                cost = self._plain.block_cost(n, m, shape, itemsize)
             else:
                 cost = self._recursion(term, shape, np, dtype).cost(n, m)
             total = total + cost
-        return replace(total, scratch_bytes=total.scratch_bytes + scratch)
+        total = replace(total, scratch_bytes=total.scratch_bytes + scratch)
+        if self.tangent and dtype == np.float32:
+            looks = 2 * _QUARTERS - 1
+            total = total + parallel.cost(self.network(shape), n, m, shape[2]) * looks
+            total = total + self._correction_cost(n, m, shape)
+        return total
 
     # Terms
 
@@ -245,22 +262,19 @@ class RotoTranslation(NetworkKernel):
                     result[k, rows, columns] = value
         return result
 
-    def _diagonal(self, term: _Term, a: Prepared, b: Prepared) -> Array:
-        """The diagonal of one term, (outputs, n)."""
+    def _paired(self, term: _Term, a: Prepared, b: Prepared, same: bool) -> Array:
+        """One term of images and those of their numbers, (outputs, n); same: they are the same samples."""
         image = a.arrays["image"]
         xp = namespace(image)
         result = xp.empty((len(self.outputs), len(a)), image.dtype)
+        upright = same and term.first == term.second and term.quarters == 0
         if self._by_plain_kernel:
-            if a is b:
-                return self._plain.diagonal(a)
-            for i in range(len(a)):
-                result[:, i] = self._plain.block(a[i : i + 1], b[i : i + 1])[:, 0, 0]
-            return result
+            return self._plain.paired(a, b, upright)
         _require_general_path(self)
         recursion = self._recursion(term, image.shape[1:], xp, image.dtype)
         _, step = recursion.block_shape(len(a))
         for (part, part_a), (_, part_b) in zip(a.blocks(step), b.blocks(step), strict=True):
-            values = recursion.paired(part_a, part_b, a.pool == b.pool)
+            values = recursion.paired(part_a, part_b, upright)
             for k, value in enumerate(values[-len(result) :]):
                 result[k, part] = value
         return result

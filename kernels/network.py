@@ -11,7 +11,7 @@ import numpy as np
 from .base import KernelError
 from .layers import Layer
 from .pooling import output_size, pooling_matrix
-from .support import Axis, norm_support, trace_support
+from .support import Axis, norm_support, trace_counts, trace_support
 
 Tangent = bool | Literal["both"]
 """The random-feature kernel, the tangent kernel (C8), or the two from one pass."""
@@ -76,6 +76,13 @@ class Network:
         """For each layer but the last the pairs of an image with itself that its later norms need (C6)."""
         masks = (norm_support(axis, self.periodic) for axis in self._axes)
         return tuple(Support(*both) for both in zip(*masks, strict=True))
+
+    @cached_property
+    def trace_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of pairs of rows (h, h) and of columns (w, w) of the first grid, float64: their Kronecker product is what
+        products of patches would count in the kernel, were all scalar functions the identity."""
+        rows, columns = (trace_counts(axis, self.periodic) for axis in self._axes)
+        return rows, columns
 
     @property
     def _axes(self) -> tuple[Axis, Axis]:

@@ -39,6 +39,21 @@ def _backwards(axis: Axis, periodic: bool, last: np.ndarray, norms: bool = False
     return tuple(reversed(masks))
 
 
+def trace_counts(axis: Axis, periodic: bool) -> np.ndarray:
+    """What the product of the patches at positions (i, k) of the first layer's grid would count in the trace, were
+    all scalar functions the identity; (n, n) float64, symmetric."""
+    counts = axis[-1][1].T @ axis[-1][1]
+    for (_, H), (patch, _) in zip(reversed(axis[:-1]), reversed(axis[1:]), strict=True):
+        reached = np.zeros_like(counts)
+        for d in patch_offsets(patch):
+            parts = shifts(len(counts), d, periodic)
+            for to_u, from_u in parts:
+                for to_v, from_v in parts:
+                    reached[from_u, from_v] += counts[to_u, to_v]
+        counts = H.T @ reached @ H
+    return counts
+
+
 def through_patches(mask: np.ndarray, patch: int, periodic: bool) -> np.ndarray:
     """Pairs (u + d, v + d) of the pairs (u, v) in ``mask``, d the offsets of a patch."""
     reached = np.zeros_like(mask)

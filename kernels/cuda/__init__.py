@@ -20,7 +20,7 @@ from ..network import Network, Tangent
 from . import device
 from .programs import Plan, plan
 
-__all__ = ["diag", "name", "obstacle", "pair", "patch_norms"]
+__all__ = ["name", "obstacle", "pair", "paired", "patch_norms"]
 
 _MOST_BYTES = 1 << 30
 """Arrays between layers take at most this, and at most a quarter of the memory that is free."""
@@ -63,10 +63,12 @@ def pair(
     return result
 
 
-def diag(network: Network, tangent: Tangent, a: Prepared) -> Array:
-    """As ``fused.Path.diag``."""
-    index = namespace(a.arrays["image"]).arange(len(a), dtype=np.int32)
-    return _compute(network, tangent, a, a, index, index, index)
+def paired(network: Network, tangent: Tangent, a: Prepared, b: Prepared, same: bool) -> Array:
+    """As ``fused.Path.paired``."""
+    xp = namespace(a.arrays["image"], b.arrays["image"])
+    index = xp.arange(len(a), dtype=np.int32)
+    partner = index if same else xp.full(len(a), -1, np.int32)
+    return _compute(network, tangent, a, b, index, index, partner)
 
 
 def patch_norms(network: Network, images: Array) -> list[Array]:

@@ -89,14 +89,15 @@ def pair(
     return result
 
 
-def diag(network: Network, tangent: Tangent, a: Prepared) -> Array:
-    """As ``fused.Path.diag``; each lane holds an image on both sides, so that no first image is broadcast."""
+def paired(network: Network, tangent: Tangent, a: Prepared, b: Prepared, same: bool) -> Array:
+    """As ``fused.Path.paired``; each lane holds an image of both sides, so that no first image is broadcast."""
     image = a.arrays["image"]
     work = _Work(network, tangent, image.shape[3], np.dtype(image.dtype))
     result = np.empty((work.outputs, len(a)), image.dtype)
-    for part, images in a.blocks(work.group):
-        values = np.empty((work.outputs, len(images)), image.dtype)
-        work.plan.diagonal(work.images(images), values)
+    for part, second in b.blocks(work.group):
+        images = work.images(second)
+        values = np.empty((work.outputs, len(second)), image.dtype)
+        work.plan.paired(images if a is b else work.images(a[part]), images, same, values)
         result[:, part] = values
     return result
 

@@ -52,12 +52,20 @@ void run_pairs(const Plan<T>& plan, int64_t n, const T* first, const T* const* f
 }
 
 template <class T>
-void run_diagonal(const Plan<T>& plan, int64_t n, const T* images, const T* const* norms, T* out) {
+void run_paired(const Plan<T>& plan, int64_t n, const T* first, const T* const* first_norms, const T* second,
+                const T* const* second_norms, bool same, T* out) {
     Pairs<T, Vector<T>> pairs(plan);
+    std::vector<const T*> norms(plan.levels.size());
     double trace[2][LANES<T>];
     for (int64_t begin = 0; begin < n; begin += LANES<T>) {
-        set_images(pairs, plan, begin, n, images);
-        set_norms(pairs, plan, begin, n, norms);
+        set_images(pairs, plan, begin, n, second);
+        set_norms(pairs, plan, begin, n, second_norms);
+        for (int lane = 0; lane < LANES<T> && !same; ++lane) {
+            const int64_t i = std::min(begin + lane, n - 1);
+            for (size_t number = 0; number < norms.size(); ++number)
+                norms[number] = first_norms[number] + i * plan.levels[number].positions();
+            pairs.set_partner(lane, first + i * plan.levels[0].positions() * plan.channels, norms.data());
+        }
         pairs.run(trace);
         write(plan, trace, std::min<int64_t>(LANES<T>, n - begin), out + begin, n);
     }
@@ -138,13 +146,14 @@ EXPORT int pairs(const void* plan, int itemsize, int64_t n, const void* first, c
     return guarded([&] { itemsize == 4 ? run(0.0f) : run(0.0); });
 }
 
-// n images, each with itself: out (outputs, n).
-EXPORT int diagonal(const void* plan, int itemsize, int64_t n, const void* images, const void* const* norms,
-                    void* out) {
+// n first images, each with the second one of its number: out (outputs, n). same: they are the same samples.
+EXPORT int paired(const void* plan, int itemsize, int64_t n, const void* first, const void* const* first_norms,
+                  int64_t, const void* second, const void* const* second_norms, int same, void* out) {
     const auto run = [&](auto zero) {
         using T = decltype(zero);
-        run_diagonal<T>(*static_cast<const Plan<T>*>(plan), n, static_cast<const T*>(images),
-                        reinterpret_cast<const T* const*>(norms), static_cast<T*>(out));
+        run_paired<T>(*static_cast<const Plan<T>*>(plan), n, static_cast<const T*>(first),
+                      reinterpret_cast<const T* const*>(first_norms), static_cast<const T*>(second),
+                      reinterpret_cast<const T* const*>(second_norms), same != 0, static_cast<T*>(out));
     };
     return guarded([&] { itemsize == 4 ? run(0.0f) : run(0.0); });
 }

@@ -80,7 +80,7 @@ class Library:
                 ("free_plan", None, plan),
                 ("scratch_bytes", c_int, (*plan, POINTER(c_size_t))),
                 ("pairs", c_int, (*plan, *images, *images, c_void_p, c_void_p, c_int64, c_int64)),
-                ("diagonal", c_int, (*plan, *images, c_void_p)),
+                ("paired", c_int, (*plan, *images, *images, c_int, c_void_p)),
                 ("patch_norms", c_int, (*plan, *images)),
                 ("map_entries", None, (*(c_int,) * 3, c_double, c_int64, c_int64, c_void_p, c_void_p)),
                 ("add_products", c_int, (c_void_p, c_int, *(c_int64,) * 4, *(c_void_p,) * 4)),
@@ -207,9 +207,12 @@ class Plan:
         strides = (stride // out.itemsize for stride in out.strides[:2])
         self._call("pairs", *_images(first), *_images(second), same.ctypes.data, out.ctypes.data, *strides)
 
-    def diagonal(self, images: Sequence[np.ndarray], out: np.ndarray) -> None:
-        """Fill ``out`` (outputs, n), C-contiguous, for images (with patch norms) paired with themselves."""
-        self._call("diagonal", *_images(images), out.ctypes.data)
+    def paired(
+        self, first: Sequence[np.ndarray], second: Sequence[np.ndarray], same: bool, out: np.ndarray
+    ) -> None:
+        """Fill ``out`` (outputs, n), C-contiguous, for first images (with patch norms), each with the second one of
+        its number; same: they are the same samples."""
+        self._call("paired", *_images(first), *_images(second), same, out.ctypes.data)
 
     def patch_norms(self, images: np.ndarray, out: Sequence[np.ndarray]) -> None:
         """Fill ``out``, for each layer (n, positions), C-contiguous, in the dtype of the images."""

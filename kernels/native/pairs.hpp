@@ -51,7 +51,8 @@ __attribute__((noinline)) void set_same_position(const LayerDescription& layer,
     (*tangent)[lane] = before + entry;
 }
 
-// X is T for a first image apart from the group, and Vector<T> where each image of the group meets itself.
+// X is T for a first image apart from the group, and Vector<T> where each image of the group has a first image of
+// its own, itself where nothing else is said.
 template <class T, class X>
 class Pairs {
     using V = Vector<T>;
@@ -85,9 +86,10 @@ class Pairs {
     Vectors<T> second_;  // (height, width + 2, channels), a pixel of zeros at either end
     std::vector<SecondFactors> second_factors_;
     const X* first_ = nullptr;  // (height, width, channels)
-    std::vector<X> own_;        // that of images that meet themselves
+    std::vector<X> own_;        // first images, where each lane has its own
     std::vector<FirstFactors> first_factors_;
-    int same_ = -1;
+    int same_ = -1;          // the lane of the sample that the first image is
+    bool all_same_ = PAIRED;  // the same, where each lane has its own
     // 0, or NaN where an image or its norms are not finite, or so large that products overflow: comparisons
     // make numbers of what is none, so that a trace alone could look finite.
     T first_defect_ = 0, second_defect_[LANES<T>] = {};
@@ -155,10 +157,25 @@ class Pairs {
         for (int u = 0; u < plan_.levels[number].positions(); ++u) set_norm(number, u, lane, norms[u]);
     }
 
+    // An image that the second one in this lane meets, and its patch norms in each layer: set after those of the
+    // second. Lanes that are the same sample need none of this, and either all of them are or none.
+    void set_partner(int lane, const T* image, const T* const* norms) {
+        static_assert(PAIRED, "one first image meets all");
+        all_same_ = false;
+        const int size = plan_.levels[0].positions() * plan_.channels;
+        for (int k = 0; k < size; ++k) own_[k][lane] = image[k];
+        second_defect_[lane] += defect(image, size_t(size));
+        for (size_t number = 0; number < plan_.levels.size(); ++number)
+            for (int u = 0; u < plan_.levels[number].positions(); ++u) {
+                second_defect_[lane] += norm_defect(number, norms[number][u]);
+                set_first_factors(number, u, lane, Factors(plan_.levels[number].layer, norms[number][u]));
+            }
+    }
+
     // The first image (height, width, channels), its patch norms in each layer, the lane with the same sample
     // or -1.
     void set_first(const T* image, const T* const* norms, int same) {
-        static_assert(!PAIRED, "images that meet themselves are set as second ones");
+        static_assert(!PAIRED, "each lane has a first image of its own");
         first_ = image;
         first_defect_ = defect(image, size_t(plan_.levels[0].positions()) * plan_.channels);
         same_ = same;
@@ -281,10 +298,12 @@ class Pairs {
         second.before[u][lane] = T(factors.before_second);
         second.after[u][lane] = T(factors.after_second);
         second.addend[u][lane] = T(factors.addend);
-        if constexpr (PAIRED) {
-            first_factors_[number].before[u][lane] = T(factors.before_first);
-            first_factors_[number].after[u][lane] = T(factors.after_first);
-        }
+        if constexpr (PAIRED) set_first_factors(number, u, lane, factors);
+    }
+
+    void set_first_factors(size_t number, int u, int lane, const Factors& factors) {
+        first_factors_[number].before[u][lane] = T(factors.before_first);
+        first_factors_[number].after[u][lane] = T(factors.after_first);
     }
 
     // Patch norms from the entries (u, u) before patches, and what follows from them.
@@ -663,7 +682,7 @@ class Pairs {
     // A position of a sample with itself (K13).
     void same_position(size_t number, int u, bool folded, Rows<T> tangent_rows, V* value, V* tangent) {
         const LayerDescription& layer = plan_.levels[number].layer;
-        const Range lanes = PAIRED ? Range{0, LANES<T>} : Range{same_, same_ < 0 ? same_ : same_ + 1};
+        const Range lanes = PAIRED ? Range{0, all_same_ ? LANES<T> : 0} : Range{same_, same_ < 0 ? same_ : same_ + 1};
         for (int lane = lanes.begin; lane < lanes.end; ++lane)
             set_same_position(layer, function_[number], lane, lane_of(first_factors_[number].after[u], lane),
                               second_factors_[number].after[u][lane], folded, tangent_rows, value, tangent);

@@ -116,6 +116,15 @@ def flat_images(n: int, side: int) -> np.ndarray:
     return X
 
 
+def images_of_one_colour(n: int, side: int) -> np.ndarray:
+    """Images (n, side, side, 3) of one colour, more or less bright, but for a small part: most patches of all images
+    are parallel."""
+    rng = np.random.default_rng(5)
+    X = rng.random((n, 1, 1, 1)) * rng.random(3) + np.zeros((n, side, side, 3))
+    X[:, 3:8, 3:6] = rng.random((n, 5, 3, 3))
+    return X
+
+
 def admissible(kernel: Convolutional, shape: tuple[int, int, int]) -> bool:
     """Whether the kernel takes images of ``shape`` (h, w, c)."""
     try:
@@ -155,7 +164,7 @@ def images(n: int, shape: tuple[int, int, int], seed: int = 0, dtype: type = np.
 
 def busy_images(n: int, shape: tuple[int, int, int], seed: int = 0, dtype: type = np.float64) -> np.ndarray:
     """(n, h, w, c) images of which no two patches are parallel, but for a corner of zeros: where cosines of different
-    patches come near 1, float32 tangent kernels are right to 1e-4 only (K13)."""
+    patches come near 1, each path in float32 is right to 1e-4 only (K13)."""
     X = images(n, shape, seed) + 0.4 * np.random.default_rng(seed + 1).standard_normal((n, *shape))
     X[:, : shape[0] // 3, : shape[1] // 3] = 0
     return X.astype(dtype)

@@ -492,12 +492,32 @@ def test_an_absent_poolfactor_is_the_subsampling() -> None:
 def test_scratch_memory_is_as_stated(kernel: Convolutional, n: int, shape: tuple) -> None:
     """The plan trusts cost().scratch_bytes: within 20 % of what pair really allocates beside its result."""
     X = np.random.default_rng(0).random((n, *shape)).astype(np.float32)
-    a, b = kernel.prepare(X), kernel.prepare(X, pool="b")
+    a, b = kernel.prepare(X), kernel.prepare(X)
     tracemalloc.start()
     K = kernel.pair(a[:2], b)
     peak = tracemalloc.get_traced_memory()[1] - K.nbytes
     tracemalloc.stop()
     assert kernel.cost(2, n, shape).scratch_bytes == pytest.approx(peak, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "n", "shape"),
+    [
+        (network([RELU, RELU], (2, 5), tangent=True), 12, (28, 28, 1)),
+        (network([RELU, RELU], (2, 1), tangent="both"), 64, (16, 16, 1)),
+        (network([RELU, RELU], (2, 2), "strided", "same", "both"), 64, (24, 24, 3)),
+    ],
+)
+def test_scratch_memory_of_parallel_patches_is_as_stated(kernel: Convolutional, n: int, shape: tuple) -> None:
+    """What is computed in float64 beside a block, and finding out what to, counts as well."""
+    X = np.random.default_rng(0).random((n, *shape)).astype(np.float32)
+    X[: n // 2] = X[:1]
+    a = kernel.prepare(X)
+    tracemalloc.start()
+    K = kernel.pair(a, a)
+    peak = tracemalloc.get_traced_memory()[1] - K.nbytes
+    tracemalloc.stop()
+    assert kernel.cost(n, n, shape).scratch_bytes == pytest.approx(peak, rel=0.2)
 
 
 def test_costs_know_what_is_left_out() -> None:

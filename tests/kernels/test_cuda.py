@@ -122,7 +122,7 @@ def largest_error(found: np.ndarray, wanted: np.ndarray, scale_a: np.ndarray, sc
 
 
 def check(kernel: Convolutional, X: np.ndarray, tolerance: float = TOLERANCE) -> None:
-    """A symmetric block, a block with some equal rows, and a diagonal, against float64 on the general path."""
+    """A symmetric block, a block with some equal rows, and diagonals, against float64 on the general path."""
     n, outputs = len(X), len(kernel.outputs)
     small = X.astype(np.float32)
     exact = kernel.prepare(X, pool="pool")
@@ -137,8 +137,10 @@ def check(kernel: Convolutional, X: np.ndarray, tolerance: float = TOLERANCE) ->
     assert largest_error(found, wanted, scale, scale) <= tolerance
     rectangle = cuda_pair(kernel, whole, part)
     assert largest_error(rectangle, wanted[:, :, 1:], scale, scale[:, 1:]) <= tolerance
-    alone = cuda.diag(network_of(kernel, X.shape[1:]), kernel.tangent, whole)
+    alone = cuda.paired(network_of(kernel, X.shape[1:]), kernel.tangent, whole, whole, True)
     np.testing.assert_allclose(alone, diagonal, rtol=tolerance)
+    others = cuda.paired(network_of(kernel, X.shape[1:]), kernel.tangent, whole[1:], whole[: n - 1], False)
+    np.testing.assert_allclose(others, np.diagonal(found, -1, axis1=1, axis2=2), rtol=tolerance)
 
 
 @pytest.mark.parametrize(("name", "shape"), SAMPLE, ids=str)

@@ -81,7 +81,7 @@ def test_kernels_do_not_depend_on_them(name: str, dtype: type, monkeypatch: pyte
     for forced in (True, False):
         monkeypatch.setattr(explicit, "pays", lambda network, channels, forced=forced: forced)
         monkeypatch.setattr(general, "by_displacement", lambda *_: False)
-        found.append([general.pair(network, False, a, b, same), general.diag(network, False, a)])
+        found.append([general.pair(network, False, a, b, same), general.paired(network, False, a, a, True)])
         K = general.pair(network, False, a, a, (np.arange(5), np.arange(5)))[0]
         np.testing.assert_array_equal(K, K.T)
         np.testing.assert_allclose(np.diag(K), found[-1][1][0], rtol=1e-12 if dtype == np.float64 else 2e-6)

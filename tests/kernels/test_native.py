@@ -82,7 +82,7 @@ def block(path, kernel: Convolutional, a, b) -> np.ndarray:
 
 
 def compare(kernel: Convolutional, X: np.ndarray, dtype: type, error: dict[type, float]) -> None:
-    """Whole, in a ragged block whose rows are not its columns, and the diagonal; against float64."""
+    """Whole, in a ragged block whose rows are not its columns, the diagonal, and one beside it; against float64."""
     X = X.astype(dtype)
     network = network_of(kernel, X)
     assert native.obstacle(network, kernel.tangent, X) is None
@@ -98,8 +98,11 @@ def compare(kernel: Convolutional, X: np.ndarray, dtype: type, error: dict[type,
     assert (np.abs(got - expected) <= error[dtype] * scale).all()
     part = block(native, kernel, a[1:], a[: len(X) - 1])
     assert (np.abs(part - expected[:, 1:, :-1]) <= error[dtype] * scale[:, 1:, :-1]).all()
-    own = native.diag(network, kernel.tangent, a)
+    own = native.paired(network, kernel.tangent, a, a, True)
     np.testing.assert_allclose(own, np.diagonal(got, axis1=1, axis2=2), rtol=4 * np.finfo(dtype).eps)
+    others = native.paired(network, kernel.tangent, a[1:], a[: len(X) - 1], False)
+    expected, scale = (np.diagonal(array, -1, axis1=1, axis2=2) for array in (expected, scale))
+    assert (np.abs(others - expected) <= error[dtype] * scale).all()
 
 
 def admissible(kernel: Convolutional, sizes, channels) -> list[tuple[int, int, int]]:
@@ -245,7 +248,7 @@ def test_empty_blocks() -> None:
     assert block(native, kernel, a[:0], a).shape == (2, 0, 2)
     assert block(native, kernel, a, a[:0]).shape == (2, 2, 0)
     network = network_of(kernel, a.arrays["image"])
-    assert native.diag(network, "both", a[:0]).shape == (2, 0)
+    assert native.paired(network, "both", a[:0], a[:0], True).shape == (2, 0)
 
 
 @needs_code
@@ -301,7 +304,7 @@ def test_zero_images_give_exact_zeros(function: dict, instruction_set: str) -> N
             K = block(native, kernel, a, a)
             assert np.all(K[:, 1] == 0)
             assert np.all(K[:, 0, 0] > 0)
-            assert np.all(native.diag(network_of(kernel, X), tangent, a)[:, 1] == 0)
+            assert np.all(native.paired(network_of(kernel, X), tangent, a, a, True)[:, 1] == 0)
 
 
 @needs_code
@@ -354,7 +357,7 @@ def test_what_is_not_finite_never_looks_finite(function: dict, depth: int, instr
                 with np.errstate(all="ignore"):
                     whole = block(native, kernel, a, a)
                     part = block(native, kernel, a[2:], a[:4])
-                    own = native.diag(network, tangent, a)
+                    own = native.paired(network, tangent, a, a, True)
                 assert not np.isfinite(expected[:, 3]).any()
                 assert np.isnan(whole[:, 3]).all()
                 assert np.isnan(whole[:, :, 3]).all()
@@ -649,7 +652,7 @@ def test_features_are_made_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.append([native.scratch_bytes(network, False, n, n, 1, X.dtype) for n in (40, 400)])
         same = same_rows(a, b)
         values.append([native.pair(network, False, *sides, same) for sides in ((a, a), (a, b))])
-        values[-1].append(native.diag(network, False, a))
+        values[-1].append(native.paired(network, False, a, a, True))
     for large, small in zip(*values, strict=True):
         np.testing.assert_array_equal(large, small)
     assert sizes[0][1] > 2 * sizes[0][0]

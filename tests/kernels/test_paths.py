@@ -66,7 +66,7 @@ def test_where_samples_are_cut_changes_little(name: str, dtype: type, path: str)
 def test_where_flat_images_are_cut_changes_little(name: str, dtype: type, path: str) -> None:
     """Parallel patches, of which kappa_0 makes 1e-8 of a last bit: the two images of a pair may change sides, as they
     do in tiles whose one side fills the lanes better."""
-    if path == "general":
+    if path == "general" and dtype is np.float64:
         pytest.skip("matrix products of other sizes give other last bits, as kernels/README.md says")
     X = models.flat_images(8, 24)[..., :1]
     kernel = models.MODELS[name]
