@@ -212,10 +212,15 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["alpha", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rows", "test_scores"))]
+    ("name", "told"),
+    [
+        ("alpha.npy", "alpha.npy is damaged"),
+        ("result.json", "{folder}: the result cannot be read (it is not as it was written)"),
+        *(pytest.param(f"{name}.npy", name, marks=pytest.mark.slow) for name in ("rows", "test_scores")),
+    ],
 )
 def test_a_damaged_result_is_not_taken_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
 ) -> None:
     """Protects the next run from a flipped bit of an earlier one, and the earlier one's whole files from the next: its
     system is solved anew, a warning says why, and later runs rest on the mended result."""
@@ -233,14 +238,13 @@ def test_a_damaged_result_is_not_taken_over(
     first = ran()
     whole = contents(first)
     assert set(whole) == {"alpha.npy", "rows.npy", "test_scores.npy"}
-    flip_a_bit(first / f"{name}.npy")
+    flip_a_bit(first / name)
     damaged = contents(first)
     capsys.readouterr()
     second = ran()
-    said = " ".join("".join(capsys.readouterr()).split())
-    assert (
-        f"the result of run {first.name} is not used again, and the system is solved anew: {name}.npy" in said
-    )
+    said = "".join("".join(capsys.readouterr()).split())
+    warning = f"the result of run {first.name} is not used again, and the system is solved anew: {told}"
+    assert "".join(warning.format(folder=first).split()) in said
     assert contents(second) == whole
     assert contents(first) == damaged, "it was written into"
     assert not any((first / one).samefile(second / one) for one in whole)

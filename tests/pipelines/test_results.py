@@ -121,7 +121,6 @@ def test_a_damaged_result_is_no_result(store: ResultStore, text: str) -> None:
     (final / "result.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(StoreError, match=str(final)):
         results.read(final)
-    assert store.latest() is None
     assert publish(store, "r2", 2) == store.latest()
 
 
@@ -135,7 +134,6 @@ def test_a_changed_number_in_a_result_is_noticed(store: ResultStore) -> None:
     path.write_text(path.read_text().replace('"value": 1', '"value": 2'))
     with pytest.raises(StoreError, match="not as it was written"):
         results.read(path.parent)
-    assert store.latest() is None
 
 
 def test_many_runs_commit_at_once(store: ResultStore) -> None:
