@@ -241,6 +241,10 @@ class Journal:
         self._written = time.monotonic()
 
 
+_ALWAYS = {"experiment", "run", "host", "pid", "process_started", "started", "state", "stages", "stores"}
+"""Keys of a journal from its beginning on."""
+
+
 def journals(root: Path, name: str) -> list[dict[str, Any]]:
     """The journals of an experiment's runs, newest first; ``alive`` tells whether the process runs."""
     return sorted(_journals(root, name), key=lambda journal: journal["run"], reverse=True)
@@ -256,8 +260,9 @@ def _journals(root: Path, name: str) -> list[dict[str, Any]]:
     for path in sorted((root / "runs").glob(f"{name}/*.json")):
         try:
             journal = json.loads(path.read_text())
-            found.append({**journal, "alive": leases.is_running(path, journal)})
-        except (OSError, ValueError, TypeError):
+            if journal.keys() >= _ALWAYS:
+                found.append({**journal, "alive": leases.is_running(path, journal)})
+        except (OSError, ValueError, TypeError, AttributeError):
             continue
     return found
 

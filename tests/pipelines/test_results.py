@@ -187,8 +187,16 @@ def test_a_journal_tells_what_a_run_does(root: Path) -> None:
     assert first_read["uses"] == ["a", "b"]
     first.finish("done", report="r.html")
     assert results.journals(root, "name")[1]["state"] == "done"
-    (root / "runs" / "name" / "r3.json").write_text("{")
-    assert len(results.journals(root, "name")) == 2
+
+
+@pytest.mark.parametrize("key", ["", "run", "pid", "stores"])
+def test_a_damaged_journal_stops_nobody(root: Path, key: str) -> None:
+    """Protects every command from a bit flipped in the journal of one run: the others' are read."""
+    Journal(root, "name", "r1")
+    Journal(root, "name", "r2")
+    path = root / "runs" / "name" / "r2.json"
+    path.write_text(path.read_text().replace(f'"{key}":', f'"x{key}":') if key else "{")
+    assert [journal["run"] for journal in results.journals(root, "name")] == ["r1"]
 
 
 def test_progress_is_not_written_for_every_tile(root: Path) -> None:
