@@ -130,7 +130,9 @@ class Work(ABC):
         report.build(result, self._folder)
         self._results.commit(self.run, result)
         self.journal.finish("done", report=str(final / "report.html"), result=str(final))
-        inventory.remove_solves(self.root, self._solves)
+        # Of earlier starts as well: one may have been killed when another had the result.
+        version = begun.experiment_digest(self.experiment)
+        inventory.remove_solves(self.root, inventory.solves_of(self.root, self.experiment.name, version))
         self.result = result
         self.folder = final
         return {"report": str(final / "report.html")}

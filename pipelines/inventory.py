@@ -75,6 +75,18 @@ def resumable_bytes(root: Path, name: str) -> int:
     return sum(folder_bytes(path) for path in (*folders, *factors_of(root, {path.name for path in folders})))
 
 
+def solves_of(root: Path, name: str, version: str) -> list[Path]:
+    """The folders of solves that runs of a version of an experiment named; ``begun`` says what a version is."""
+    used = {
+        Path(path).name
+        for journal in journals(root, name)
+        if (journal.get("way") or {}).get("experiment") == version
+        for path in journal.get("uses", ())
+        if Path(path).parent.name == SOLVES
+    }
+    return [root / SOLVES / address for address in sorted(used)]
+
+
 def half_removed(root: Path) -> list[Path]:
     """The folders of solves that were being removed when their remover died."""
     return sorted((root / SOLVES).glob(".*"))

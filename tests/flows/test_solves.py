@@ -56,6 +56,24 @@ def test_a_solve_is_kept_where_a_ridge_did_not_converge(tmp_path: Path) -> None:
     assert not list((tmp_path / "root" / "solves").iterdir())
 
 
+def test_what_a_run_could_not_remove_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects the disk from a run killed when its result was safe: the next takes that over, and solves nothing."""
+
+    def killed(root: Path, folders: list[Path]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory, "remove_solves", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, 1000)
+    assert list((tmp_path / "root" / "solves").iterdir())
+    run(tmp_path, 1000)
+    assert len(list((tmp_path / "root").glob("results/*/2*"))) == 2
+    assert not list((tmp_path / "root" / "solves").iterdir())
+
+
 def test_a_solve_that_another_experiment_goes_on_from_is_kept(tmp_path: Path) -> None:
     """Protects what one experiment has to go on from, from another on the same system that is finished with it."""
     run(tmp_path, 1)
