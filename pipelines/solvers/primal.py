@@ -377,7 +377,7 @@ class _Iterated(Iterative, ABC):
         mean = float(first.squares.sum()) / operator.n
         added, jitter = shifts(values, np.broadcast_to(mean, operator.n), self.jitter, self.absolute)
         beside = perf_counter() - started
-        state = self._state(Covariance(operator, first.squares), added, targets)
+        state = replace(self._state(Covariance(operator, first.squares), added, targets), ridges=values)
         options: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(Iterative)}
         # The jitter is in the shifts.
         solver = ConjugateGradient(**{**options, "jitter": 0.0, "absolute": True})
@@ -389,18 +389,17 @@ class _Iterated(Iterative, ABC):
         return tuple(
             replace(
                 one,
-                ridge=ridge,
                 jitter=jitter,
                 seconds=one.seconds + beside / len(values),
                 notes=(*jitter_notes(jitter), *one.notes),
                 fitted=f,
             )
-            for one, ridge, f in zip(solved, values, fitted, strict=True)
+            for one, f in zip(solved, fitted, strict=True)
         )
 
     @abstractmethod
     def _state(self, C: Covariance, added: tuple[float, ...], targets: np.ndarray) -> ConjugateGradientState:
-        """The preconditioner of C + shift I for the shifts ``added``, and the solve that it is for."""
+        """The preconditioner of C + shift I for the shifts ``added``, and what names the solve."""
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,14 @@ def test_targets_of_zero_and_of_one_column() -> None:
     np.testing.assert_allclose(one.alpha[:, 0], PrimalEigen().solve(operator, (1e-2,), Y)[0].alpha[:, 0])
 
 
+def test_progress_names_the_ridge() -> None:
+    """Protects whoever waits: the ridge as it was given, and not what it adds to the diagonal."""
+    operator, Y = system("tall")
+    said: list[str] = []
+    EXACT.solve(operator, (1e-3,), Y, lambda done, total, message: said.append(message))
+    assert any("ridge 0.001" in message for message in said)
+
+
 def test_iterations_that_do_not_suffice_are_said() -> None:
     """Protects honesty: the residual is measured, and the status is not that of a solved ridge."""
     operator, Y = system("tall")
