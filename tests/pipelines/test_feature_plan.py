@@ -71,6 +71,13 @@ def test_learning_is_counted_where_there_is_something_to_learn(samples: small.Sa
     assert planned(experiment(samples, RANDOM), root).learning.operations == 0
 
 
+def test_nystrom_features_are_known_as_whitened(samples: small.Samples, root: Path) -> None:
+    """Protects Falkon's preconditioner: a diagonal is one of Nystrom features alone."""
+    falkon = {"method": "falkon"}
+    assert planned(experiment(samples, NYSTROM, solve=falkon), root).choice.estimate.whitened
+    assert not planned(experiment(samples, RANDOM, solve=falkon), root).choice.estimate.whitened
+
+
 def test_streamed_where_the_disk_lacks_room(
     samples: small.Samples, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
