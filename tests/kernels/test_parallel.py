@@ -98,6 +98,21 @@ def test_what_is_computed_in_float64_depends_on_the_pair_alone(name: str) -> Non
     np.testing.assert_array_equal(parts, whole)
 
 
+def test_which_of_two_images_is_turned_does_not_matter() -> None:
+    """Turned, flat ground comes to other positions than those of a sample: each image is turned against the other."""
+    kernel, X = GROUPS["orbit 4"], models.images_of_one_colour(30, 12)
+    rng = np.random.default_rng(8)
+    for image in X:
+        (i, j), side = rng.integers(0, 9, 2), rng.integers(3, 6)
+        noise = rng.random(image.shape)
+        noise[i : i + side, j : j + side] = image[0, 0]
+        image[:] = noise
+    a = kernel.prepare(X.astype(np.float32), pool="x")
+    found = kernel.too_parallel(a, a)
+    assert 0.05 < found.mean() < 0.5
+    np.testing.assert_array_equal(found, found.T)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_estimates_are_the_same_to_the_last_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in blocks of one image, and with other steps: a threshold would tell roundings apart."""
