@@ -180,8 +180,8 @@ EXPORT void map_entries(int itemsize, int function, int degree, double shift, in
     itemsize == 4 ? run(0.0f) : run(0.0);
 }
 
-// Adds block V_columns to out_rows, and block^T V_rows to out_columns; either one is left out where its result is
-// nullptr. block: (n, m) of float or double, rows `pitch` bytes apart; the others (n or m, t) in C order.
+// Adds block V_columns to out_rows, and block^T V_rows to out_columns; either one is left out where its result
+// is nullptr. block: (n, m) of float or double, rows `pitch` bytes apart; the others (n or m, t) in C order.
 EXPORT int add_products(const void* block, int itemsize, int64_t pitch, int64_t n, int64_t m, int64_t t,
                         const double* V_columns, const double* V_rows, double* out_rows, double* out_columns) {
     const auto run = [&](auto zero) {
