@@ -389,6 +389,17 @@ def test_falkon_is_taken_for_few_ridges_of_wide_features(monkeypatch: pytest.Mon
     assert choose_primal("auto", replace(one, n=200_000, whitened=True), 100_000, MEANS).method == "falkon"
 
 
+def test_falkon_leaves_of_the_memory_what_a_factor_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the driver: a factor for each ridge may not fill its memory to the brim where another way is at hand."""
+    monkeypatch.setattr(feature_products, "STRIP", 4096)
+    many, cached = problem(2_000_000, ridges=3), replace(MEANS, speed=replace(SPEED, read=2e9))
+    taken = choose_primal("auto", many, 16_384, cached)
+    assert taken.method == "falkon"
+    tight = replace(cached, driver_bytes=int(taken.estimate.driver_bytes / 0.95))
+    assert choose_primal("auto", many, 16_384, tight).method == "cholesky"
+    assert not choose_primal("falkon", many, 16_384, tight).problem
+
+
 def test_the_preconditioner_rests_on_nothing_that_is_timed() -> None:
     """Protects "same file, same bits", also where features are computed as they are read."""
     fast, slow = (
