@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,22 @@ REAL_DATA = os.environ.setdefault("TESTED_DATA", os.environ.get("MEGAGRAM_DATA",
 for name in list(os.environ):
     if name.startswith(("MEGAGRAM_", "PREFECT_")):
         del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def headers_are_parsed_one_at_a_time() -> Iterator[None]:
+    """Workers of some tests are threads, and the parser of CPython 3.11 fails where a thread that reads the header of
+    an array is interrupted by another (SystemError: AST constructor recursion depth mismatch). A worker of a run is a
+    process with one such thread."""
+    lock, parse = threading.Lock(), ast.literal_eval
+
+    def parse_alone(text: str) -> object:
+        with lock:
+            return parse(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ast, "literal_eval", parse_alone)
+        yield
 
 
 @pytest.fixture
