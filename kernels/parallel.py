@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,13 +28,13 @@ from .workspace import Workspace, block_bytes
 LARGEST_ERROR = 4e-7
 """An estimated error above it, relative to sqrt(K_ii K_jj), is too large. True ones can be some times the estimate, as
 patches of later layers are nearly parallel too and a sample is one: of images of CIFAR-10, MNIST and Fashion-MNIST they
-were at most 7e-7 where the estimate is below it."""
+were at most 9e-7 where the estimate is below it."""
 
 _COSINE_ERROR = 6e-8
 """Of float32."""
 
 _SAMPLES = 1024
-"""Pairs of positions in a sample."""
+"""Pairs of positions in a sample, at most."""
 
 _STEPS = (0.7548776662466927, 0.5698402909980532)
 """Multiples of these two numbers, without their whole parts, fill a square evenly."""
@@ -74,7 +75,7 @@ def too_parallel(network: Network, a: Prepared, b: Prepared) -> Array:
 
 
 def share(network: Network, channels: int) -> float:
-    """Which share of entries are expected to need float64: more than was seen in CIFAR-10 and MNIST."""
+    """Which share of entries are expected to need float64, by what was seen in CIFAR-10 and MNIST."""
     return 1.0 if _always_parallel(network, channels) else 0.01
 
 
@@ -82,7 +83,7 @@ def cost(network: Network, n: int, m: int, channels: int) -> Cost:
     """Cost of ``too_parallel`` on a host; scratch memory beside its result."""
     if _always_parallel(network, channels):
         return Cost(0.0, 0.0, 0)
-    entries, samples = float(n * m), _sample(network).shape[1]
+    entries, samples = float(n * m), len(_sample(network).counts)
     n, m = min(n, _SIDE), min(m, _SIDE)
     (h, w), patch = network.stages[0].grid, network.stages[0].layer.patch
     features, step = patch**2 * channels, _step(n, m, np)
@@ -97,22 +98,37 @@ def cost(network: Network, n: int, m: int, channels: int) -> Cost:
     return Cost(products + passes, samples * entries, scratch, products, passes, 40.0 * (entries > 0))
 
 
+class _Sample(NamedTuple):
+    """Pairs of positions of the first layer's grid, and what each counts among all of them.
+
+    first, second: rows and columns in the first and in the second image, (2, pairs); counts: (pairs,) float64.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    counts: np.ndarray
+
+
 @lru_cache(maxsize=64)
-def _sample(network: Network) -> np.ndarray:
-    """Pairs of positions of the first layer's grid, as drawn: rows and columns in the first image, rows and columns
-    in the second, (4, samples). With each pair is its opposite."""
-    diagonal = all(
-        np.count_nonzero(counts - np.diag(np.diag(counts))) == 0 for counts in network.trace_counts
-    )
-    numbers = np.arange(_SAMPLES if diagonal else _SAMPLES // 2) + 0.5
+def _sample(network: Network) -> _Sample:
+    """All pairs that count, where they are few; else some, each with its opposite."""
+    rows, columns = network.trace_counts
+    if np.count_nonzero(rows) * np.count_nonzero(columns) <= _SAMPLES:
+        (i, k), (j, m) = np.nonzero(rows), np.nonzero(columns)
+        i, k = (np.repeat(index, len(j)) for index in (i, k))
+        j, m = (np.tile(index, len(i) // len(j)) for index in (j, m))
+        counts = rows[i, k] * columns[j, m]
+        return _Sample(np.stack([i, j]), np.stack([k, m]), counts / counts.sum())
+    numbers = np.arange(_SAMPLES // 2) + 0.5
     places = []
-    for counts, step in zip(network.trace_counts, _STEPS, strict=True):
+    for counts, step in zip((rows, columns), _STEPS, strict=True):
         sums = np.cumsum(counts)
         index = np.searchsorted(sums, (numbers * step) % 1 * sums[-1], side="right")
         places.append(np.divmod(index, len(counts)))
     (i, k), (j, m) = places
-    drawn = np.stack([i, j, k, m])
-    return drawn if diagonal else np.concatenate([drawn, drawn[[2, 3, 0, 1]]], axis=1)
+    first, second = np.stack([i, j]), np.stack([k, m])
+    both = np.concatenate([first, second], 1), np.concatenate([second, first], 1)
+    return _Sample(*both, np.full(_SAMPLES, 1 / _SAMPLES))
 
 
 def _always_parallel(network: Network, channels: int) -> bool:
@@ -141,8 +157,8 @@ class _Side:
         around = ((0, 0), (-offsets[0], offsets[-1]), (-offsets[0], offsets[-1]), (0, 0))
         pixels = xp.pad(image, around, mode="wrap" if network.periodic else "constant")
         norms = part.arrays["norm1"].reshape(-1, *grid)
-        i, j, k, m = (xp.asarray(index) for index in _sample(network))
-        products = norms[:, i, j].astype(np.float64) * norms[:, k, m]
+        first, second, weights = (xp.asarray(array) for array in _sample(network))
+        products = norms[:, first[0], first[1]] * weights * norms[:, second[0], second[1]]
         total = xp.ascontiguousarray(products).sum(1)
         above = norms > layer.floor
         counts = xp.where(above, norms, 0) / xp.sqrt(xp.where(total > 0, total, 1))[:, None, None]
@@ -158,11 +174,12 @@ class _Side:
     def __len__(self) -> int:
         return self.pixels.shape[3]
 
-    def vectors(self, rows: np.ndarray, columns: np.ndarray, first: bool, workspace: Workspace) -> Array:
-        """Of the patches at so many positions, (positions, features + 2, n): the product of a first and a second one
-        is the square of the distance of the scaled patches plus 1/2, divided by the squares of what both count."""
+    def vectors(self, positions: np.ndarray, first: bool, workspace: Workspace) -> Array:
+        """Of the patches at positions, given by rows and columns, (positions, features + 2, n): the product of a first
+        and a second one is the square of the distance of the scaled patches plus 1/2, divided by the squares of what
+        both count."""
         xp = namespace(self.pixels)
-        rows, columns = xp.asarray(rows), xp.asarray(columns)
+        rows, columns = xp.asarray(positions)
         offsets = xp.arange(self.patch)
         at = (rows[:, None, None] + offsets[:, None], columns[:, None, None] + offsets)
         patches = self.pixels[at].reshape(len(rows), -1, len(self))
@@ -185,19 +202,19 @@ def _errors(network: Network, a: _Side, b: _Side) -> Array:
     """Estimated errors in float32 of the tangent kernel, (n, m) float32: whole numbers of unit
     ``LARGEST_ERROR / _LIMIT``, relative to sqrt(K_ii K_jj)."""
     xp = namespace(a.pixels)
-    i, j, k, m = _sample(network)
+    sample = _sample(network)
     total = xp.zeros((len(a), len(b)), np.float32)
     workspace = Workspace(xp, np.dtype(np.float32))
     step = _step(len(a), len(b), xp)
-    unit = np.float32(_LIMIT / LARGEST_ERROR * _COSINE_ERROR / math.pi * _LENGTH)
-    for start in range(0, len(i), step):
+    units = xp.asarray(_LIMIT / LARGEST_ERROR * _COSINE_ERROR / math.pi * _LENGTH * sample.counts, np.float32)
+    for start in range(0, len(units), step):
         part = slice(start, start + step)
-        first = a.vectors(i[part], j[part], True, workspace)
-        second = b.vectors(k[part], m[part], False, workspace)
+        first = a.vectors(sample.first[:, part], True, workspace)
+        second = b.vectors(sample.second[:, part], False, workspace)
         errors = workspace.take("errors", (len(first), len(a), len(b)))
         xp.matmul(first.swapaxes(1, 2), second, out=errors)
         xp.sqrt(errors, out=errors)
-        xp.divide(unit, errors, out=errors)
+        xp.divide(units[part, None, None], errors, out=errors)
         xp.rint(errors, out=errors)
         total += errors.sum(0)
     return total

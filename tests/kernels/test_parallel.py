@@ -199,12 +199,13 @@ def test_counts_are_those_of_linear_layers(mode: str) -> None:
 def test_samples_are_drawn_by_what_pairs_count(name: str) -> None:
     """Each pair with its opposite; displacements as they count, and none where none counts."""
     network = models.MODELS[name].network((32, 32))
-    i, j, k, m = parallel._sample(network)
-    drawn = sorted(zip(i, j, k, m, strict=True))
-    assert drawn == sorted(zip(k, m, i, j, strict=True))
+    (i, j), (k, m), weights = parallel._sample(network)
+    assert weights.sum() == pytest.approx(1)
+    drawn = sorted(zip(i, j, k, m, weights, strict=True))
+    assert drawn == sorted(zip(k, m, i, j, weights, strict=True))
     for counts, first, second in zip(network.trace_counts, (i, j), (k, m), strict=True):
         found = np.zeros_like(counts)
-        np.add.at(found, (first, second), 1 / len(first))
+        np.add.at(found, (first, second), weights)
         by_displacement = [
             [np.trace(array, d) for d in range(1 - len(counts), len(counts))]
             for array in (found, counts / counts.sum())
@@ -241,4 +242,4 @@ def test_published_images(source: str, name: str, real_data) -> None:
     kernel = models.MODELS[name]
     a, b = kernel.prepare(X, pool="x"), kernel.prepare(X.astype(np.float64), pool="x")
     assert errors(kernel, a, b, tangent(kernel.pair(a, a))).max() <= 1e-6
-    assert kernel.too_parallel(a, a)[np.triu_indices(len(X), 1)].mean() < 0.02
+    assert kernel.too_parallel(a, a)[np.triu_indices(len(X), 1)].mean() < 0.04
