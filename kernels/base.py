@@ -95,6 +95,11 @@ class Prepared:
         arrays = {name: a[index] for name, a in self.arrays.items()}
         return replace(self, arrays=arrays, rows=self.rows[index])
 
+    def take(self, index: np.ndarray) -> Prepared:
+        """The samples at these positions (int64, on the host), which may repeat."""
+        arrays = {name: a[namespace(a).asarray(index)] for name, a in self.arrays.items()}
+        return replace(self, arrays=arrays, rows=self.rows[index])
+
     @property
     def nbytes(self) -> int:
         return sum(int(a.nbytes) for a in self.arrays.values())

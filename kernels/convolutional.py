@@ -22,8 +22,8 @@ from .pooling import MODES
 
 __all__ = ["Convolutional", "Layer", "NetworkKernel"]
 
-_PAIRS_AT_ONCE = 32
-"""What is computed in float64 beside float32 blocks takes so many pairs of images at a time."""
+_PAIRS_AT_ONCE = 16
+"""What is computed in float64 beside float32 blocks takes so many pairs of images, and images of a side, at a time."""
 
 
 class NetworkKernel(Kernel):
@@ -75,7 +75,7 @@ class NetworkKernel(Kernel):
             result = self.paired(a, a, True)
             return result if len(self.outputs) > 1 else result[0]
         self._check_preparation(a)
-        every = namespace(image).arange(len(a))
+        every = np.arange(len(a))
         tangent = self._in_float64(image, every, image, every, True)
         if len(self.outputs) == 1:
             return tangent
@@ -86,9 +86,9 @@ class NetworkKernel(Kernel):
         network, channels = self.network(shape), shape[2]
         pairs = max(1, min(n * m, _PAIRS_AT_ONCE))
         exact = self._with(True).cost(pairs, 1, shape, 8)
-        # Images of both sides in float64 with their norms, and those of one side as they were.
+        # Images of both sides in float64 with their norms, those of each pair, and of one side as they were.
         numbers = channels * math.prod(shape[:2]) + sum(math.prod(stage.grid) for stage in network.stages)
-        scratch = exact.scratch_bytes + pairs * 20 * numbers
+        scratch = exact.scratch_bytes + pairs * 36 * numbers
         times = parallel.share(network, channels) * n * m / pairs
         return replace(exact * times, scratch_bytes=scratch)
 
@@ -107,24 +107,35 @@ class NetworkKernel(Kernel):
         if a is b:
             off = np.triu(off)
         for (i, j), one in ((same, True), (np.nonzero(off), False)):
-            i, j = xp.asarray(i), xp.asarray(j)
-            values[i, j] = self._in_float64(image_a, i, image_b, j, one)
-        if a is b:
-            values[j, i] = values[i, j]
+            found = self._in_float64(image_a, i, image_b, j, one)
+            at = xp.asarray(i), xp.asarray(j)
+            values[at] = found
+            if a is b:
+                values[at[::-1]] = found
 
-    def _in_float64(self, image_a: Array, i: Array, image_b: Array, j: Array, same: bool) -> Array:
+    def _in_float64(self, image_a: Array, i: np.ndarray, image_b: Array, j: np.ndarray, same: bool) -> Array:
         """The tangent kernel (pairs,) of images i of one side with images j of the other, computed in float64, in
-        their dtype; same: they are the same samples."""
+        their dtype; same: they are the same samples, each once.
+
+        Images are prepared a few at a time, but few times: of flat ones many pairs are asked for.
+        """
+        xp = namespace(image_a)
         kernel = self._with(True)
-        result = namespace(image_a).empty(len(i), image_a.dtype)
+        result = xp.empty(len(i), image_a.dtype)
+
+        def prepared(images: Array, chosen: np.ndarray) -> Prepared:
+            return kernel.prepare(images[xp.asarray(chosen)].astype(np.float64))
+
         # The path that is asked for may not take float64: that of CUDA never does.
         with path_told("" if asked() == "general" else "auto"):
-            for start in range(0, len(i), _PAIRS_AT_ONCE):
-                part = slice(start, start + _PAIRS_AT_ONCE)
-                first = second = kernel.prepare(image_a[i[part]].astype(np.float64))
-                if not same:
-                    second = kernel.prepare(image_b[j[part]].astype(np.float64))
-                result[part] = kernel.paired(first, second, same)[0]
+            for rows in _pieces(np.unique(i)):
+                first, here = prepared(image_a, rows), np.flatnonzero(np.isin(i, rows))
+                for columns in [rows] if same else _pieces(np.unique(j[here])):
+                    second = first if same else prepared(image_b, columns)
+                    for pairs in _pieces(here if same else here[np.isin(j[here], columns)]):
+                        left = first.take(np.searchsorted(rows, i[pairs]))
+                        right = left if same else second.take(np.searchsorted(columns, j[pairs]))
+                        result[xp.asarray(pairs)] = kernel.paired(left, right, same)[0]
         return result
 
     def _images(self, a: Prepared, b: Prepared) -> tuple[Array, Array]:
@@ -272,6 +283,10 @@ class Convolutional(NetworkKernel):
             compiled = native.scratch_bytes(network, self.tangent, n, m, shape[2], dtype)
             cost = replace(cost, scratch_bytes=max(cost.scratch_bytes, compiled))
         return cost
+
+
+def _pieces(index: np.ndarray) -> list[np.ndarray]:
+    return [index[start : start + _PAIRS_AT_ONCE] for start in range(0, len(index), _PAIRS_AT_ONCE)]
 
 
 def _check_norms(network: Network, part: Prepared) -> None:
