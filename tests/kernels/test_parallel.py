@@ -35,9 +35,11 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def some_parallel(side: int) -> np.ndarray:
-    """Images (18, side, side, 3): some of one colour, some that are grey but for a spot, and noise."""
+    """Images (18, side, side, 3): some of one colour, some that are grey but for a spot, of which two are negative, and
+    noise."""
     noise = np.random.default_rng(6).standard_normal((6, side, side, 3))
     grey = models.images_of_one_colour(6, side).mean(3, keepdims=True) * np.ones(3)
+    grey[:2] *= -1
     X = np.concatenate([models.images_of_one_colour(6, side), noise, grey])
     return X[np.random.default_rng(7).permutation(18)].astype(np.float32)
 
@@ -68,6 +70,22 @@ def test_images_of_one_colour_are_exact(name: str, path: str) -> None:
     K = tangent(kernel.pair(a, a))
     assert errors(kernel, a, b, K).max() <= 1e-6
     np.testing.assert_array_equal(K, K.T)
+
+
+@pytest.mark.parametrize("name", ["relu NTK 2-5", "relu both, average, reference", "GAP, relu both, 2"])
+def test_images_of_opposite_colours_are_exact(name: str, path: str) -> None:
+    """Centred images have them: at a cosine of -1 kappa_0 makes as much of its error as at 1."""
+    kernel, X = models.MODELS[name], models.images_of_one_colour(5, 24)
+    darker = np.random.default_rng(1).random((5, 1, 1, 1))
+    X = np.concatenate([X, -X[::-1] * darker]).astype(np.float32)
+    a, b = kernel.prepare(X, pool="x"), kernel.prepare(X.astype(np.float64), pool="x")
+    opposite = slice(5), slice(5, 10)
+    assert errors(kernel, a, b, tangent(kernel.block(a, a)))[opposite].max() > 2e-6
+    K = tangent(kernel.pair(a, a))
+    assert errors(kernel, a, b, K).max() <= 1e-6
+    # Beside images without a negative pixel, too.
+    np.testing.assert_array_equal(kernel.too_parallel(a[:5], a[5:]), kernel.too_parallel(a, a)[opposite])
+    np.testing.assert_array_equal(kernel.too_parallel(a[5:], a[:5]), kernel.too_parallel(a, a)[opposite].T)
 
 
 @pytest.mark.parametrize("name", GROUPS)
