@@ -155,7 +155,7 @@ def discard(folder: Path) -> None:
 
 
 class Journal:
-    """What a run is doing, in one small file that ``status`` reads: ``<root>/runs/<name>/<run id>.json``."""
+    """What a run is doing, in one small file that ``status`` reads: ``<root>/runs/<name>/<run id>.json``, sealed."""
 
     def __init__(self, root: Path, name: str, run: str) -> None:
         self._path = root / "runs" / name / f"{run}.json"
@@ -236,13 +236,9 @@ class Journal:
     def _write(self) -> None:
         temporary = self._path.with_suffix(".tmp")
         with disk_errors(self._path.parent):
-            temporary.write_text(json.dumps(self._value))
+            temporary.write_text(json.dumps(sealed(self._value)))
             os.replace(temporary, self._path)
         self._written = time.monotonic()
-
-
-_ALWAYS = {"experiment", "run", "host", "pid", "process_started", "started", "state", "stages", "stores"}
-"""Keys of a journal from its beginning on."""
 
 
 def journals(root: Path, name: str) -> list[dict[str, Any]]:
@@ -259,11 +255,10 @@ def _journals(root: Path, name: str) -> list[dict[str, Any]]:
     found = []
     for path in sorted((root / "runs").glob(f"{name}/*.json")):
         try:
-            journal = json.loads(path.read_text())
-            if journal.keys() >= _ALWAYS:
-                found.append({**journal, "alive": leases.is_running(path, journal)})
-        except (OSError, ValueError, TypeError, AttributeError):
+            journal = unsealed(json.loads(path.read_text()))
+        except (OSError, ValueError):  # damaged, or removed meanwhile
             continue
+        found.append({**journal, "alive": leases.is_running(path, journal)})
     return found
 
 

@@ -12,6 +12,7 @@ import small
 from pipelines import begun, plan, pools, results
 from pipelines.experiment import Experiment
 from pipelines.explicit import feature_plan
+from pipelines.files import sealed, unsealed
 from pipelines.fit import SOLVES
 from pipelines.plan_base import PlanBase
 
@@ -91,7 +92,7 @@ def test_a_run_that_stopped_short_is_gone_on_with(samples: small.Samples, tmp_pa
     one, root = samples.experiment(), tmp_path / "root"
     folder = interrupted(one, root, method="conjugate-gradient", tiles="recomputed")
     (path,) = (root / "runs").glob("*/*.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "done"}))
+    path.write_text(json.dumps(sealed({**unsealed(json.loads(path.read_text())), "state": "done"})))
     more = samples.experiment(solve={"max_iterations": 1000})
     assert planned(more, root).way == {"method": "conjugate-gradient", "tiles": "recomputed"}
     (folder / "ridge-0.1").rmdir()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import results
+from pipelines import inventory, results
 from pipelines.errors import DiskFull, StoreError
 from pipelines.results import Journal, ResultStore
 
@@ -189,14 +189,16 @@ def test_a_journal_tells_what_a_run_does(root: Path) -> None:
     assert results.journals(root, "name")[1]["state"] == "done"
 
 
-@pytest.mark.parametrize("key", ["", "run", "pid", "stores"])
-def test_a_damaged_journal_stops_nobody(root: Path, key: str) -> None:
-    """Protects every command from a bit flipped in the journal of one run: the others' are read."""
-    Journal(root, "name", "r1")
-    Journal(root, "name", "r2")
+@pytest.mark.parametrize("damaged", ['"state', '"path', '"running', '"name', ""])
+def test_a_damaged_journal_stops_nobody(root: Path, damaged: str) -> None:
+    """Protects every command from a bit flipped in the journal of one run, be it in a name or in what it says: those of
+    others are read."""
+    for run in ("r1", "r2"):
+        Journal(root, "name", run).stores([{"role": "train", "path": "gram/a", "needed": []}])
     path = root / "runs" / "name" / "r2.json"
-    path.write_text(path.read_text().replace(f'"{key}":', f'"x{key}":') if key else "{")
+    path.write_text(path.read_text().replace(damaged, damaged[:-1] + "~") if damaged else "{")
     assert [journal["run"] for journal in results.journals(root, "name")] == ["r1"]
+    inventory.inventory(root)
 
 
 def test_progress_is_not_written_for_every_tile(root: Path) -> None:
