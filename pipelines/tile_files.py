@@ -33,7 +33,8 @@ def read_tile_file(path: Path, side: int, dtype: np.dtype) -> tuple[np.ndarray, 
     """The (side, side) tile in a file, and whether all its values are finite.
 
     Raises:
-        ValueError: the file is not of that size or cannot be read, or its checksum is wrong.
+        ValueError: the file is not of that size, its disk cannot read it, or its checksum is wrong.
+        OSError: it cannot be opened or reached; the file is named.
     """
     import google_crc32c
 
@@ -133,6 +134,7 @@ def _read_all(stream: FileIO, content: np.ndarray) -> None:
 
     Raises:
         ValueError: the disk cannot read them, or the file ends before.
+        OSError: anything else is in the way, of which the tile knows nothing: a lost server, say.
     """
     rest = content.data
     try:
@@ -142,6 +144,8 @@ def _read_all(stream: FileIO, content: np.ndarray) -> None:
                 raise ValueError("it ends too early")
             rest = rest[count:]
     except OSError as error:
+        if error.errno != errno.EIO:
+            raise OSError(error.errno, error.strerror, stream.name) from error
         raise ValueError(f"it cannot be read: {error.strerror}") from error
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kernels.base import KernelError, Prepared
 from kernels.convolutional import Convolutional, Layer
 from pipelines import leases, stores, tile_files
-from pipelines.errors import ChunkLost, DiskFull, NumericalError, StoreError
+from pipelines.errors import ChunkLost, DiskFull, NumericalError, StoreError, may_pass
 from pipelines.pools import axis_of
 from pipelines.stores import FactorStore, FeatureStore, GramStore, PoolStore, open_store
 
@@ -221,6 +222,23 @@ def test_a_file_that_is_read_in_driblets_is_read_whole() -> None:
         tile_files._read_all(Driblets(bytes(9)), content)
     with pytest.raises(ValueError, match="cannot be read: input/output error"):
         tile_files._read_all(Bad(), content)
+
+
+def test_a_tile_whose_server_is_lost_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects whole tiles from what a network does: they are read again, not set aside and computed again."""
+    store = gram_store(root)
+    store.write_tile((0, 0), tile_of(store, (0, 0)))
+    file = store.chunk("gram", (0, 0))
+
+    class Lost(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            raise OSError(errno.ESTALE, "stale file handle")
+
+    monkeypatch.setattr(Path, "open", lambda self, *mode, **options: Lost(str(self)))
+    with pytest.raises(OSError, match=re.escape(f"stale file handle: '{file}'")) as raised:
+        store.read_tile(0, 0)
+    assert may_pass(raised.value)
+    assert store.has((0, 0))
 
 
 def test_a_tile_of_fill_values_is_set_aside(root: Path) -> None:
