@@ -172,7 +172,7 @@ class Solve(Table):
         if self.select == "loo" and iterative:
             raise ValueError(
                 f'method = "{self.method}" has no leave-one-out, so select = "loo" cannot be: use select = "gcv"'
-                " (generalised cross-validation), or method cholesky, eigen or tiled-cholesky"
+                " (generalised cross-validation), or method cholesky, eigen or tiled-cholesky, with [features] eigen"
             )
         return self
 
