@@ -25,6 +25,9 @@ __all__ = ["Convolutional", "Layer", "NetworkKernel"]
 _PAIRS_AT_ONCE = 16
 """What is computed in float64 beside float32 blocks takes so many pairs of images, and images of a side, at a time."""
 
+_PAIRS_ON_DEVICE = 1024
+"""The same on a device, which wants much to do at once."""
+
 
 class NetworkKernel(Kernel):
     """A kernel of networks of ``layers`` on images (n, h, w, c), whose prepared blocks hold the images as ``image``;
@@ -122,17 +125,21 @@ class NetworkKernel(Kernel):
         xp = namespace(image_a)
         kernel = self._with(True)
         result = xp.empty(len(i), image_a.dtype)
+        step = _PAIRS_AT_ONCE if xp is np else _PAIRS_ON_DEVICE
+
+        def pieces(index: np.ndarray) -> list[np.ndarray]:
+            return [index[start : start + step] for start in range(0, len(index), step)]
 
         def prepared(images: Array, chosen: np.ndarray) -> Prepared:
             return kernel.prepare(images[xp.asarray(chosen)].astype(np.float64))
 
         # The path that is asked for may not take float64: that of CUDA never does.
         with path_told("" if asked() == "general" else "auto"):
-            for rows in _pieces(np.unique(i)):
+            for rows in pieces(np.unique(i)):
                 first, here = prepared(image_a, rows), np.flatnonzero(np.isin(i, rows))
-                for columns in [rows] if same else _pieces(np.unique(j[here])):
+                for columns in [rows] if same else pieces(np.unique(j[here])):
                     second = first if same else prepared(image_b, columns)
-                    for pairs in _pieces(here if same else here[np.isin(j[here], columns)]):
+                    for pairs in pieces(here if same else here[np.isin(j[here], columns)]):
                         left = first.take(np.searchsorted(rows, i[pairs]))
                         right = left if same else second.take(np.searchsorted(columns, j[pairs]))
                         result[xp.asarray(pairs)] = kernel.paired(left, right, same)[0]
@@ -283,10 +290,6 @@ class Convolutional(NetworkKernel):
             compiled = native.scratch_bytes(network, self.tangent, n, m, shape[2], dtype)
             cost = replace(cost, scratch_bytes=max(cost.scratch_bytes, compiled))
         return cost
-
-
-def _pieces(index: np.ndarray) -> list[np.ndarray]:
-    return [index[start : start + _PAIRS_AT_ONCE] for start in range(0, len(index), _PAIRS_AT_ONCE)]
 
 
 def _check_norms(network: Network, part: Prepared) -> None:

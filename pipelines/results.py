@@ -255,11 +255,27 @@ def _journals(root: Path, name: str) -> list[dict[str, Any]]:
     found = []
     for path in sorted((root / "runs").glob(f"{name}/*.json")):
         try:
-            journal = unsealed(json.loads(path.read_text()))
+            journal = _journal(json.loads(path.read_text()))
         except (OSError, ValueError):  # damaged, or removed meanwhile
             continue
         found.append({**journal, "alive": leases.is_running(path, journal)})
     return found
+
+
+_ALWAYS = {"experiment", "run", "host", "pid", "process_started", "started", "state", "stages", "stores"}
+"""Keys of a journal from its beginning on."""
+
+
+def _journal(document: Any) -> dict[str, Any]:
+    """A journal that is as it was written. One without a seal is of an earlier version: what its run uses, weeks of
+    work maybe, is still somebody's.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if isinstance(document, dict) and "seal" not in document and document.keys() >= _ALWAYS:
+        return document
+    return unsealed(document)
 
 
 def result_of(root: Path, journal: Mapping[str, Any]) -> Path | None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines import inventory, results
 from pipelines.errors import DiskFull, StoreError
+from pipelines.files import unsealed
 from pipelines.results import Journal, ResultStore
 
 
@@ -199,6 +200,17 @@ def test_a_damaged_journal_stops_nobody(root: Path, damaged: str) -> None:
     path.write_text(path.read_text().replace(damaged, damaged[:-1] + "~") if damaged else "{")
     assert [journal["run"] for journal in results.journals(root, "name")] == ["r1"]
     inventory.inventory(root)
+
+
+def test_a_journal_of_an_earlier_version_still_says_what_its_run_uses(root: Path) -> None:
+    """Protects tiles that took weeks from being cleaned up as nobody's after an upgrade: journals had no seal."""
+    journal = Journal(root, "name", "r1")
+    journal.stores([{"role": "train", "path": "gram/a", "needed": []}])
+    journal.finish("done")
+    path = root / "runs" / "name" / "r1.json"
+    path.write_text(json.dumps(unsealed(json.loads(path.read_text()))))
+    (read,) = results.journals(root, "name")
+    assert read["stores"][0]["path"] == "gram/a"
 
 
 def test_progress_is_not_written_for_every_tile(root: Path) -> None:
