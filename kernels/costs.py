@@ -31,7 +31,7 @@ class Rates:
     call: float
 
 
-RATES = {4: Rates(1 / 105e9, 0.105e-9, 0.5e-9, 0.5e-6), 8: Rates(1 / 52e9, 0.27e-9, 1.2e-9, 0.5e-6)}
+RATES = {4: Rates(1 / 110e9, 0.098e-9, 0.56e-9, 0.55e-6), 8: Rates(1 / 52e9, 0.27e-9, 1.2e-9, 0.5e-6)}
 """By the size of a number in bytes, 4 or 8: of one core of the machine of the benchmarks."""
 
 

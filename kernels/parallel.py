@@ -57,6 +57,9 @@ _FEW = 4
 _SIDE = 128
 """Images of each side that are compared at a time."""
 
+_GATHERED = 36
+"""Passes over numbers in the cache that making one number of the vectors takes, which is gathered from far away."""
+
 
 def too_parallel(network: Network, a: Prepared, b: Prepared) -> Array:
     """(n, m) bool: for which images of two float32 blocks, with ``image`` and ``norm1``, the tangent kernel's error
@@ -85,11 +88,15 @@ def cost(network: Network, n: int, m: int, channels: int) -> Cost:
     if _always_parallel(network, channels):
         return Cost(0.0, 0.0, 0)
     entries, samples = float(n * m), len(_sample(network).counts)
-    n, m = min(n, _SIDE), min(m, _SIDE)
     (h, w), patch = network.stages[0].grid, network.stages[0].layer.patch
-    features, step = patch**2 * channels, _step(n, m, np)
+    features = patch**2 * channels
     # Twice, as of images with negative numbers, against patches and their opposites.
     products, passes = 4.0 * (features + 2) * samples * entries, 5.0 * samples * entries
+    # The vectors of either side once for each block of the other: of the time, not of the operations of a pair.
+    made = n * -(-m // _SIDE) + m * -(-n // _SIDE)
+    gathered = _GATHERED * samples * (features + 2.0) * made
+    n, m = min(n, _SIDE), min(m, _SIDE)
+    step = _step(n, m, np)
     # What is kept of both sides, and while that of one is made its pixels, positions and norms in float64; later the
     # vectors of both sides, and the patches of one.
     pixels = (h + patch - 1) * (w + patch - 1) * channels
@@ -97,7 +104,8 @@ def cost(network: Network, n: int, m: int, channels: int) -> Cost:
     making = max(n, m) * (pixels + 8 * h * w + 4 * samples)
     vectors = step * (features + 2) * (n + m + max(n, m))
     scratch = 4 * (kept + max(making, vectors + 2 * n * m * step) + 2 * n * m)
-    return Cost(products + passes, samples * entries, scratch, products, passes, 40.0 * (entries > 0))
+    calls = 40.0 * (entries > 0)
+    return Cost(products + passes, samples * entries, scratch, products, passes + gathered, calls)
 
 
 class _Sample(NamedTuple):
