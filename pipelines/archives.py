@@ -34,13 +34,7 @@ def load_arrays(path: Path, names: Collection[str] | None = None) -> dict[str, n
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-    ):  # a bit may say "encrypted"
+    # RuntimeError: a bit may say that a file is encrypted, or of another compression.
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
     return arrays if names is None or arrays.keys() == set(names) else None
