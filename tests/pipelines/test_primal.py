@@ -96,6 +96,21 @@ def test_predictions_are_those_of_the_dual(shape: str, name: str) -> None:
         assert found.effective_dimension == pytest.approx(exact.effective_dimension, rel=tolerance)
 
 
+def test_the_diagonal_knows_the_effective_dimension_of_nystrom_features() -> None:
+    """Protects generalised cross-validation by Falkon on the features that it is for: what few probes of one that is
+    not whitened leave open, they know of one that is, to a tenth."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((300, 4))
+    K = np.exp(-((X[:, None] - X[None, :60]) ** 2).sum(2) / 8)
+    values, vectors = np.linalg.eigh(K[:60])
+    phi = (K @ (vectors / np.sqrt(values + 1e-9))).astype(np.float32)
+    operator = FeatureOperator(MemoryFeatures(phi, 8), np.arange(300))
+    Y = targets(300)
+    for found, ridge in zip(SOLVERS["diagonal"].solve(operator, RIDGES, Y), RIDGES, strict=True):
+        exact = Dense.of(phi.astype(np.float64), Y, ridge * 300)
+        assert found.effective_dimension == pytest.approx(exact.effective_dimension, rel=0.1)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_leave_one_out_is_leaving_out(shape: str) -> None:
     """Protects selection by leave-one-out: each sample predicted by weights that never saw it (R5)."""
