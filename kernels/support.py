@@ -65,6 +65,16 @@ def through_patches(mask: np.ndarray, patch: int, periodic: bool) -> np.ndarray:
     return reached
 
 
+def half(mask: np.ndarray, periodic: bool) -> np.ndarray:
+    """Of each pair in ``mask`` (n, n) and its mirror image one, those of few displacements."""
+    first, second = np.indices(mask.shape)
+    steps = second - first
+    if periodic:
+        steps = steps % len(mask)
+        return mask & ((2 * steps < len(mask)) | ((2 * steps == len(mask)) & (first < second)))
+    return mask & (steps >= 0)
+
+
 def through_pooling(mask: np.ndarray, H: np.ndarray) -> np.ndarray:
     """Pairs of inputs that the pairs of outputs in ``mask`` are pooled from by the matrix H."""
     windows = (H != 0).astype(int)

@@ -16,6 +16,7 @@ from .. import explicit
 from ..arrays import Array
 from ..base import KernelError, Prepared
 from ..network import Network, Support, Tangent
+from ..support import half
 from .library import Library, NotBuilt, Plan, load
 
 _LARGEST_SCRATCH = 1 << 30
@@ -200,10 +201,18 @@ def _plan(library: Library, network: Network, tangent: Tangent, channels: int, d
 
 @lru_cache(maxsize=64)
 def _norm_plan(library: Library, network: Network, channels: int) -> Plan:
-    """The plan for patch norms: pairs that later norms need, and the positions themselves."""
+    """The plan for patch norms: pairs that later norms need, and the positions themselves.
+
+    The last norms need a position of the pooled grid with itself: to that, a pair of positions before the pooling and
+    its mirror image give the same.
+    """
     last = (np.zeros((n, n), bool) for n in network.stages[-1].grid)
     supports = [
         Support(*(mask | np.eye(len(mask), dtype=bool) for mask in support))
         for support in (*network.norm_support, last)
     ]
-    return Plan(library, network, supports, False, channels, np.dtype(np.float64))
+    before_last = len(supports) - 2
+    if before_last >= 0:
+        rows, columns = supports[before_last]
+        supports[before_last] = Support(half(rows, network.periodic), columns)
+    return Plan(library, network, supports, False, channels, np.dtype(np.float64), halved=[before_last])

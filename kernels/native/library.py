@@ -35,7 +35,8 @@ class NotBuilt(KernelError):
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("function", "degree", "homogeneous", "patch")),
-        *((name, c_int32) for name in ("height", "width", "pooled_height", "pooled_width", "passes_on")),
+        *((name, c_int32) for name in ("height", "width", "pooled_height", "pooled_width")),
+        *((name, c_int32) for name in ("passes_on", "halved")),
         *((name, c_double) for name in ("number", "floor", "patch_weight")),
         *((name, POINTER(c_double)) for name in ("rows", "columns")),
         *((name, POINTER(c_uint8)) for name in ("support_rows", "support_columns")),
@@ -142,7 +143,8 @@ class Library:
 class Plan:
     """A network as the compiled code knows it, for images with so many channels of one dtype.
 
-    supports: for each layer the pairs of positions at which its function is needed.
+    supports: for each layer the pairs of positions at which its function is needed. halved: layers that are asked for
+    one of a pair of rows and its mirror image, which counts for both (``support.half``).
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class Plan:
         tangent: Tangent,
         channels: int,
         dtype: np.dtype,
+        halved: Sequence[int] = (),
     ) -> None:
         self._code = library.code
         self._itemsize = dtype.itemsize
@@ -176,6 +179,7 @@ class Plan:
             entry.rows, entry.columns = pointer(stage.rows, c_double), pointer(stage.columns, c_double)
             entry.support_rows, entry.support_columns = (pointer(mask, c_uint8) for mask in support)
             entry.passes_on = stage.passes_on and number + 1 < len(layers)
+            entry.halved = number in halved
             if number + 1 < len(layers):
                 patch = network.stages[number + 1].layer.patch
                 entry.pooled_rows, entry.pooled_columns = (

@@ -326,7 +326,7 @@ class Pairs {
                 for (int lane = 0; lane < LANES<T>; ++lane) {
                     sum[lane] = std::sqrt(std::max(sum[lane] * level.layer.patch_weight, 0.0)) +
                                 second_defect_[lane];
-                    set_norm(number, r * w + c, lane, sum[lane]);
+                    if (!level.last) set_norm(number, r * w + c, lane, sum[lane]);
                 }
                 norms.push_back(sum);
             }

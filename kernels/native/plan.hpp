@@ -16,6 +16,7 @@ struct LayerDescription {
     int32_t patch;
     int32_t height, width, pooled_height, pooled_width;
     int32_t passes_on;      // there is a next layer, and pooling changes nothing
+    int32_t halved;  // of a pair of rows and its mirror image only one is in the support, and counts for both
     double number;          // 1/sigma^2 of the exponential, scale of the linear function, else 1
     double floor;           // norms below it normalise no further (K2)
     double patch_weight;    // of a sum over a patch (C2)
@@ -301,7 +302,10 @@ void Plan<T>::plan_row_updates(Level<T>& level) {
                 };
                 const int end = std::min(displacement.first.end, window[o].end);
                 for (int r = std::max(displacement.first.begin, window[o].begin); r < end; ++r) {
-                    const double weight = H[o * h + r] * H[p * h + level.second_row(r, displacement.rows)];
+                    const int s = level.second_row(r, displacement.rows);
+                    if (level.layer.halved && !level.needs(r, s)) continue;
+                    const int count = level.layer.halved && r != s ? 2 : 1;
+                    const double weight = count * H[o * h + r] * H[p * h + s];
                     if (weight == 0) continue;
                     if (update.count && r - first_row >= level.ring) close();
                     if (!update.count) first_row = r;

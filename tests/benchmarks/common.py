@@ -170,5 +170,12 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return sum(t.user + t.system for t in times)
 
 
+def system_seconds(pids: Iterable[int]) -> float:
+    """What of them went to the system: files, and memory that is touched for the first time."""
+    import psutil
+
+    return sum(psutil.Process(pid).cpu_times().system for pid in pids)
+
+
 def megabytes(size: float) -> str:
     return f"{size / 1e6:,.0f} MB"

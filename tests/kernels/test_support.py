@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kernels.base import KernelError
 from kernels.convolutional import Convolutional, Layer
 from kernels.network import network_on
+from kernels.support import half
 
 
 def needed(kernel: Convolutional, shape: tuple[int, int, int], norms: bool) -> list[set]:
@@ -101,6 +102,19 @@ def test_supports_of_the_published_models() -> None:
     first, second = models.network([models.EXP] * 2, (2, 2)).network((32, 32, 3)).support
     assert first.entries / 1024**2 == pytest.approx(0.37, abs=0.01)
     assert second.entries / 225**2 == pytest.approx(0.22, abs=0.01)
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("n", range(1, 8))
+def test_half_has_one_of_each_pair_and_its_mirror_image(n: int, periodic: bool) -> None:
+    """What is pooled onto the diagonal counts it twice; periodic, displacements up to half of the axis are enough."""
+    rng = np.random.default_rng(n)
+    mask = rng.random((n, n)) < 0.6
+    mask = mask | mask.T
+    found = half(mask, periodic)
+    np.testing.assert_array_equal(found.astype(int) + found.T * ~np.eye(n, dtype=bool), mask)
+    first, second = np.nonzero(found)
+    assert ((second - first) % n <= n // 2 if periodic else second >= first).all()
 
 
 def test_one_layer_needs_nothing_for_its_norms() -> None:
