@@ -85,3 +85,11 @@ def stabilised_factor(matrix: np.ndarray) -> tuple[np.ndarray, float]:
         except LinAlgError:
             stabiliser *= 10
     raise AssertionError("a finite matrix with so much on its diagonal is positive definite")
+
+
+def independent(matrix: np.ndarray) -> np.ndarray:
+    """Ascending positions of rows that the others of a positive semidefinite matrix (n, n) follow from, to rounding:
+    those of the largest pivots. One at least."""
+    (pstrf,) = get_lapack_funcs(("pstrf",), (matrix,))
+    _, order, rank, _ = pstrf(matrix)
+    return np.sort(order[: max(rank, 1)] - 1)

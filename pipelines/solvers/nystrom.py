@@ -26,7 +26,7 @@ from .base import (
     require_finite,
     unwatched,
 )
-from .blocked_factor import stabilised_factor, upper_factor
+from .blocked_factor import independent, stabilised_factor, upper_factor
 from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
 from .iterations import State, Systems
 
@@ -35,14 +35,16 @@ from .iterations import State, Systems
 class NystromState:
     """What does not depend on the targets.
 
-    centres: (M,) row ids of the operator's source, an index set: f(x) = sum_m alpha_m K(x, centre_m). source, columns:
-    where their columns of the matrix come from, while the operator's site lasts. T: (M, M) upper triangular,
-    K_MM + stabiliser I = T^T T.
-    A: one (M, M) upper triangular for each ridge, A^T A = T T^T / M + lambda I.
+    centres: (M,) row ids of the operator's source, an index set: f(x) = sum_m alpha_m K(x, centre_m). drawn: how many
+    there were before those were left out that others stand for. source, columns: where their columns of the matrix
+    come from, while the operator's site lasts. T: (M, M) upper triangular, K_MM + stabiliser I = T^T T.
+    A: one (M, M) upper triangular for each ridge, A^T A = T^-T S T^-1 + lambda I, S = K_Md K_dM / d of the d drawn,
+    which is K_MM^2 / M where none was left out.
     """
 
     operator: GramOperator
     centres: np.ndarray
+    drawn: int
     source: TileSource
     columns: np.ndarray
     ridges: tuple[float, ...]
@@ -90,7 +92,9 @@ class Nystrom(Iterative):
 
     K_MM stands for its factor's square, with the stabiliser on its diagonal: where K_MM is singular, as with samples
     that are zero or equal among the centres or with a kernel of low rank, the system would be too, and what rounding
-    makes of it indefinite.
+    makes of it indefinite. In float64 the centres that others stand for are left out: along what the stabiliser alone
+    holds up, the factor's inverse makes the rounding of products larger than small ridges bear. In float32 the
+    rounding of K_MM itself asks for a stabiliser that is large enough.
 
     centres: how many of the training samples, drawn without replacement by ``seed``; at most all of them. Every pass
     over K_nM serves all targets and ridges.
@@ -111,19 +115,40 @@ class Nystrom(Iterative):
         """
         started = perf_counter()
         values, diagonal, added, jitter = self.begin(K, ridges)
-        M = min(self.centres, K.n)
-        chosen = np.sort(np.random.default_rng(self.seed).choice(K.n, M, replace=False))
+        drawn = min(self.centres, K.n)
+        chosen = np.sort(np.random.default_rng(self.seed).choice(K.n, drawn, replace=False))
         centres = K.rows[chosen]
         source, columns = gathered(K.source, centres, K.site)
         square = source.among_columns if isinstance(source, GatheredTiles) else source
-        T, stabiliser = stabilised_factor(cross_block(square, columns, columns))
-        inner = T @ T.T / M
-        A = tuple(upper_factor(inner + shift / K.n * np.eye(M)) for shift in added)
+        among = cross_block(square, columns, columns)
+        T, stabiliser = stabilised_factor(among)
+        features = T
+        if K.dtype == np.float64 and np.square(T.diagonal()).min() <= 2 * stabiliser:
+            kept = independent(among)
+            centres, columns = centres[kept], columns[kept]
+            T, stabiliser = stabilised_factor(among[np.ix_(kept, kept)])
+            # All that were drawn: those that are kept are the most unlike each other.
+            features = solve_triangular(T, among[kept], trans=1, check_finite=False)
+        inner = features @ features.T / drawn
+        A = tuple(upper_factor(inner + shift / K.n * np.eye(len(inner))) for shift in added)
         inputs = digest(K.rows, centres, diagonal, np.array(added))
         folder = K.site.folder if K.site is not None else None
         seconds = perf_counter() - started
         return NystromState(
-            K, centres, source, columns, values, added, jitter, T, stabiliser, A, folder, inputs, seconds
+            K,
+            centres,
+            drawn,
+            source,
+            columns,
+            values,
+            added,
+            jitter,
+            T,
+            stabiliser,
+            A,
+            folder,
+            inputs,
+            seconds,
         )
 
     def solve(
@@ -141,6 +166,7 @@ class Nystrom(Iterative):
         """
         K, targets = state.operator, check_targets(Y, state.operator.n)
         t, M = targets.shape[1], len(state.centres)
+        left = f", of which {M} stand for all" if state.drawn > M else ""
         seen = transposed_product(state.source, K.rows, state.columns, targets, K.site)
         signs = self.signs(M)
         right = np.empty((len(state.ridges), t + PROBES, M))
@@ -169,8 +195,8 @@ class Nystrom(Iterative):
                 jitter=state.jitter,
                 notes=(
                     *jitter_notes(state.jitter),
-                    f"Nystrom with {M} centres of {K.n} samples; {state.stabiliser:.1e} was added to the diagonal "
-                    "of K_MM",
+                    f"Nystrom with {state.drawn} centres of {K.n} samples{left}; {state.stabiliser:.1e} was added to "
+                    "the diagonal of K_MM",
                     *self.why_not(iteration, group, "take other solve.centres"),
                 ),
             )
