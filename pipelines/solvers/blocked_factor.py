@@ -1,19 +1,18 @@
-"""A Cholesky factor of a large matrix in memory, block of columns by block of columns, on all threads of BLAS."""
+"""A Cholesky factor of a large matrix in memory, in its own place, on all threads of BLAS."""
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import LinAlgError, get_blas_funcs, get_lapack_funcs
+from scipy.linalg import LinAlgError, get_lapack_funcs
+
+from . import strided
 
 LARGEST = 12_288
-"""Larger matrices are factored in blocks: OpenBLAS' own factor on several threads writes beyond its buffers where n
+"""Larger matrices are factored by halves: OpenBLAS' own factor on several threads writes beyond its buffers where n
 exceeds some 16,000 (https://github.com/OpenMathLib/OpenBLAS/issues/2562), and the process dies."""
 
-COLUMNS = 2048
-"""Of a block: enough for the speed of products, few beside n, of which they waste half their share."""
-
-ROWS = 4096
-"""That are updated at a time, in an array of ROWS x COLUMNS."""
+STRIP = 2048
+"""Rows of a factor that are cleared at a time."""
 
 STABILISER_TRIES = 20
 
@@ -25,33 +24,15 @@ def factor_in_place(matrix: np.ndarray) -> int:
     not positive, as LAPACK's potrf does; the lower triangle is spent then.
     """
     n = len(matrix)
-    (potrf,) = get_lapack_funcs(("potrf",), (matrix,))
     if n <= LARGEST:
-        return int(potrf(matrix, lower=1, clean=0, overwrite_a=1)[1])
-    (trsm,) = get_blas_funcs(("trsm",), (matrix,))
-    # One array for all that is on its way: first touches of fresh memory cost a tenth of the arithmetic.
-    memory = np.empty(COLUMNS * max(ROWS, COLUMNS), matrix.dtype)
-
-    def updated(rows: slice, columns: slice) -> np.ndarray:
-        """A block less the products of what lies left of it, in Fortran order, in the common array."""
-        before = slice(0, columns.start)
-        shape = columns.stop - columns.start, rows.stop - rows.start
-        # Of transposes, so that all lie in memory as the matrix does and none is copied into another order.
-        out = memory[: shape[0] * shape[1]].reshape(shape)
-        np.matmul(matrix[columns, before], matrix[rows, before].T, out=out)
-        return np.subtract(matrix[rows, columns].T, out, out=out).T
-
-    for start in range(0, n, COLUMNS):
-        columns = slice(start, min(start + COLUMNS, n))
-        factor, failed = potrf(updated(columns, columns), lower=1)
-        if failed:
-            return start + int(failed)
-        np.copyto(matrix[columns, columns], factor, where=np.tri(len(factor), dtype=bool))
-        for first in range(columns.stop, n, ROWS):
-            rows = slice(first, min(first + ROWS, n))
-            below = updated(rows, columns)
-            matrix[rows, columns] = trsm(1.0, factor, below, side=1, lower=1, trans_a=1, overwrite_b=1)
-    return 0
+        return strided.factor(matrix)
+    first, rest = slice(0, n // 2), slice(n // 2, n)
+    if order := factor_in_place(matrix[first, first]):
+        return order
+    strided.divide(matrix[rest, first], matrix[first, first])
+    strided.subtract_square(matrix[rest, rest], matrix[rest, first])
+    order = factor_in_place(matrix[rest, rest])
+    return rest.start + order if order else 0
 
 
 def upper_factor(matrix: np.ndarray) -> np.ndarray:
@@ -62,8 +43,8 @@ def upper_factor(matrix: np.ndarray) -> np.ndarray:
     """
     if factor_in_place(matrix.T):
         raise LinAlgError("the matrix is not positive definite")
-    for start in range(0, len(matrix), COLUMNS):
-        rows = slice(start, start + COLUMNS)
+    for start in range(0, len(matrix), STRIP):
+        rows = slice(start, start + STRIP)
         matrix[rows, :start] = 0
         matrix[rows, rows] = np.triu(matrix[rows, rows])
     return matrix

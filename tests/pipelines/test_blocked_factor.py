@@ -1,4 +1,4 @@
-"""Factors of large matrices in memory, block by block, at small sizes."""
+"""Factors of large matrices in memory, by halves, at small sizes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.solvers import blocked_factor
+from pipelines.solvers import blocked_factor, strided
 from pipelines.solvers.blocked_factor import factor_in_place, upper_factor
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked_factor, "LARGEST", 4)
-    monkeypatch.setattr(blocked_factor, "COLUMNS", 5)
-    monkeypatch.setattr(blocked_factor, "ROWS", 7)
+    monkeypatch.setattr(blocked_factor, "STRIP", 5)
 
 
 def positive(n: int, seed: int, dtype: str = "float64") -> np.ndarray:
@@ -44,6 +43,26 @@ def test_what_is_above_the_diagonal_is_not_read() -> None:
     matrix = np.asfortranarray(np.tril(K) + np.triu(np.full_like(K, 7.0), 1))
     assert factor_in_place(matrix) == 0
     np.testing.assert_allclose(np.tril(matrix), scipy.linalg.cholesky(K, lower=True), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parts_of_a_matrix_are_worked_on_where_they_lie(dtype: str) -> None:
+    """Protects what lies beside a part: columns of a view are further apart than it has rows."""
+    rng = np.random.default_rng(4)
+    whole = np.asfortranarray(rng.normal(size=(17, 15)).astype(dtype))
+    triangle = np.asfortranarray(positive(9, 5, dtype))[2:7, 2:7]
+    before = whole.copy(order="F")
+    rows, columns = slice(3, 12), slice(4, 9)
+    strided.divide(whole[rows, columns], triangle)
+    expected = before.copy(order="F")
+    lower = np.tril(triangle).astype(np.float64)
+    expected[rows, columns] = scipy.linalg.solve_triangular(lower, before[rows, columns].T, lower=True).T
+    np.testing.assert_allclose(whole, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
+    before = whole.copy(order="F")
+    strided.subtract_square(whole[5:10, 9:14], before[1:6, 0:3])
+    expected = before.copy(order="F")
+    expected[5:10, 9:14] -= np.tril(before[1:6, 0:3] @ before[1:6, 0:3].T)
+    np.testing.assert_allclose(whole, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
 
 
 @pytest.mark.parametrize("bad", [0, 4, 5, 6, 14, 22])
