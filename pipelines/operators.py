@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -14,6 +16,9 @@ from .products import Progress, product, unwatched
 from .site import Site
 from .stores import advice_on_range
 from .tilesource import TileSource, index_set, parts
+
+COPIES = 4
+"""Tiles that are put into a matrix in memory at a time."""
 
 
 def blocks(
@@ -161,7 +166,7 @@ class GramOperator:
         out: np.ndarray | None = None,
         triangle: Literal["upper", "full"] = "full",
     ) -> np.ndarray:
-        """(n, n) matrix in Fortran order; memory is the matrix and one tile.
+        """(n, n) matrix in Fortran order; memory is the matrix and a few tiles.
 
         out: filled and returned where given. triangle: "upper" leaves what is below the diagonal
         undefined; in Fortran order that is the triangle into which stored (lower) tiles copy contiguously.
@@ -175,14 +180,25 @@ class GramOperator:
             raise DataError(
                 f"the output must be in Fortran order and of shape {self.shape}, not {matrix.shape}"
             )
-        for at_rows, at_columns, block in blocks(self.source, self.rows, self.rows):
-            above = at_rows.start <= at_columns.start
-            if triangle == "upper" and not above:
-                continue
+
+        def put(at_rows: slice, at_columns: slice, block: np.ndarray, above: bool) -> None:
             with np.errstate(over="ignore"):  # beyond float32: reported below as what it became
                 matrix[at_rows, at_columns] = block
             if above:
                 self._require_finite(matrix[at_rows, at_columns], at_rows, at_columns)
+
+        # Where the system hands out the matrix's memory, as it is written, takes longer than all the rest.
+        with ThreadPoolExecutor(COPIES, "megagram-copy") as pool:
+            begun: deque[Future[None]] = deque()
+            for at_rows, at_columns, block in blocks(self.source, self.rows, self.rows):
+                above = at_rows.start <= at_columns.start
+                if triangle == "upper" and not above:
+                    continue
+                if len(begun) > COPIES:
+                    begun.popleft().result()
+                begun.append(pool.submit(put, at_rows, at_columns, block, above))
+            for one in begun:
+                one.result()
         return matrix
 
     def _require_finite(self, block: np.ndarray, at_rows: slice, at_columns: slice) -> None:
