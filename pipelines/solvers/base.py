@@ -279,6 +279,19 @@ def not_positive_definite(
     )
 
 
+def lost_in_rounding(
+    *, ridge: float, shift: float, level: float, unit: int, single: bool, failed: str
+) -> str:
+    """Why there is no factor of a matrix that may be indefinite by rounding alone.
+
+    level: how far that may push an eigenvalue; the others as of ``not_positive_definite``.
+    """
+    return (
+        f"K + n*lambda*I is singular at ridge {ridge:g}: what it adds to the diagonal, {shift:.3g}, is lost in the"
+        f" rounding of K, up to {level:.1e}, and {failed}; {advice_on_ridges(level, unit, single)}"
+    )
+
+
 def extreme_eigenvalues(
     multiply: Callable[[np.ndarray], np.ndarray], n: int, tolerance: float, steps: int = 300
 ) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from .base import (
     extreme_eigenvalues,
     final_status,
     left_out,
+    lost_in_rounding,
     not_positive_definite,
     refine,
     require_finite,
@@ -177,12 +178,15 @@ class Cholesky(DirectSolver):
             (sytrf,) = get_lapack_funcs(("sytrf",), (state.matrix,))
             _, state.pivots, singular = sytrf(state.matrix, lower=1, lwork=64 * state.n, overwrite_a=1)
             if singular:
-                unit = 1 if self.absolute else state.n
-                raise NumericalError(
-                    f"K + n*lambda*I is singular at ridge {ridge:g}: what it adds to the diagonal, {shift:.3g}, is lost"
-                    f" in the rounding of K, up to {level:.1e}, and {_pivot(state, order - 1)} is zero;"
-                    f" take a ridge of at least {2 * level / unit:.1e}"
+                message = lost_in_rounding(
+                    ridge=ridge,
+                    shift=shift,
+                    level=level,
+                    unit=1 if self.absolute else state.n,
+                    single=np.dtype(np.float32) in _dtypes(state),
+                    failed=f"{_pivot(state, order - 1)} is zero",
                 )
+                raise NumericalError(message)
         state.factored = shift
 
     def _require_rounding(self, state: CholeskyState, ridge: float, shift: float, position: int) -> float:
@@ -190,8 +194,7 @@ class Cholesky(DirectSolver):
 
         position: of the pivot that is not positive.
         """
-        made = state.matrix.dtype
-        dtypes = (made if state.operator is None else state.operator.dtype, made)
+        dtypes = _dtypes(state)
         level = rounding_level(state.n, dtypes, float(np.abs(state.diagonal).max()))
         smallest, largest = extreme_eigenvalues(
             lambda v: _multiply(state, v[:, None])[:, 0], state.n, tolerance=level / 10
@@ -207,6 +210,12 @@ class Cholesky(DirectSolver):
                 failed=_pivot(state, position),
             )
         return level
+
+
+def _dtypes(state: CholeskyState) -> tuple[np.dtype, np.dtype]:
+    """What K was rounded to: as it is stored, and in memory."""
+    made = state.matrix.dtype
+    return (made if state.operator is None else state.operator.dtype), made
 
 
 def _pivot(state: CholeskyState, position: int) -> str:

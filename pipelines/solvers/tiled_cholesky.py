@@ -33,6 +33,7 @@ from .base import (
     left_out,
     refine,
     require_finite,
+    rounding_level,
     unwatched,
 )
 from .checkpoints import Checkpoints
@@ -154,6 +155,7 @@ class TiledCholesky(DirectSolver):
         store = FactorStore.open_or_create(site.folder.parents[1], description, K.n, dtype, self.side)
         state.factors.append(store.path)
         itemsize = np.dtype(dtype).itemsize
+        dtypes = (K.dtype, np.dtype(dtype))
         job = FactorJob(
             source=K.source,
             rows=state.rows,
@@ -162,6 +164,8 @@ class TiledCholesky(DirectSolver):
             shift=shift,
             unit=1 if self.absolute else K.n,
             cache_bytes=cache_bytes(K.n, self.side, itemsize, site.memory_bytes),
+            level=rounding_level(K.n, dtypes, float(np.abs(state.diagonal).max())),
+            single=np.dtype(np.float32) in dtypes,
         )
         message = f"tiles of the {dtype} factor at ridge {ridge:g}"
 

@@ -22,7 +22,7 @@ from ..tile_files import all_finite
 from ..tiles import Tile
 from ..tilesource import TileSource
 from . import tile_arithmetic
-from .base import advice_on_ridges
+from .base import advice_on_ridges, lost_in_rounding
 from .factor_order import BEGUN, FactorOrder, Step
 
 MENDS = 3
@@ -48,7 +48,8 @@ class FactorJob:
 
     source, rows: the matrix and the path of the index set that it is restricted to. store: the factor's.
     shift: added to the diagonal for this ridge. unit: what a ridge is multiplied by. cache_bytes: of the factor's
-    tiles that a worker may keep.
+    tiles that a worker may keep. level: how far below zero rounding may push an eigenvalue of K. single: whether K is
+    stored, or factored, in float32.
     """
 
     source: TileSource
@@ -58,6 +59,8 @@ class FactorJob:
     shift: float
     unit: int
     cache_bytes: int
+    level: float = 0.0
+    single: bool = False
 
     @property
     def largest(self) -> int:
@@ -247,12 +250,25 @@ def _not_positive_definite(step: Step, job: FactorJob, position: int) -> NotPosi
     size = tile_arithmetic.pivot(_reduced(step, job), position)
     at = step.tile[0] * job.store.side + position
     row = int(np.load(job.rows, mmap_mode="r")[at])
+    failed = (
+        f"in diagonal block {step.tile[0]} of the {job.store.dtype} factor the pivot of training row {row}"
+    )
     # A pivot is no less than the smallest eigenvalue of the matrix up to it.
-    advice = advice_on_ridges(size - job.shift, job.unit, job.store.dtype == "float32")
+    smallest = size - job.shift
+    if -smallest <= job.level:
+        message = lost_in_rounding(
+            ridge=job.ridge,
+            shift=job.shift,
+            level=job.level,
+            unit=job.unit,
+            single=job.single,
+            failed=f"{failed} is {size:.3g}",
+        )
+        return NotPositiveDefinite(message)
     return NotPositiveDefinite(
         f"K + n*lambda*I is not positive definite at ridge {job.ridge:g} (added to the diagonal: {job.shift:.3g}): "
-        f"in diagonal block {step.tile[0]} of the {job.store.dtype} factor the pivot of training row {row} is "
-        f"{size:.3g}, so that K has an eigenvalue of at most about {size - job.shift:.3g}; {advice}"
+        f"{failed} is {size:.3g}, so that K has an eigenvalue of at most about {smallest:.3g}; "
+        f"{advice_on_ridges(smallest, job.unit, job.single)}"
     )
 
 

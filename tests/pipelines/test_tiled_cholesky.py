@@ -248,6 +248,25 @@ def test_not_positive_definite_says_where(tmp_path: Path, side: Callable[[int], 
         solve(tmp_path, source, rows, [1e-1, 1e-6], Y, dtype="mixed", name="two")
 
 
+@pytest.mark.parametrize(("made", "dtype"), [("float64", "float32"), ("float32", "float64")])
+def test_a_ridge_below_rounding_is_told_one_that_will_do(
+    made: str, dtype: str, tmp_path: Path, side: Callable[[int], None]
+) -> None:
+    """Protects from blaming K for what rounding did to it, and from advice that fails again: the ridge named works."""
+    side(32)
+    X = np.random.default_rng(3).standard_normal((100, 3))
+    matrix, rows, Y = (X @ X.T).astype(made), np.arange(100), targets(100)
+    source = stored(tmp_path, matrix, 32)
+    message = (
+        r"singular at ridge 1e-11: .* is lost in the rounding of K, .* in diagonal block \d of the float.. factor the "
+        r"pivot of training row \d+ is .*; take a ridge of at least .*, or store and solve in float64"
+    )
+    with pytest.raises(NumericalError, match=message) as caught:
+        solve(tmp_path, source, rows, [1e-11], Y, dtype=dtype)
+    advised = float(str(caught.value).split("at least ")[1].split()[0])
+    solve(tmp_path, source, rows, [advised], Y, dtype=dtype, name="two")
+
+
 @pytest.mark.parametrize("damage", ["flipped", "removed"])
 def test_a_damaged_factor_tile_is_made_again(
     damage: str, tmp_path: Path, side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
