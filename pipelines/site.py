@@ -47,9 +47,11 @@ class Site:
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         lease = self._stack.enter_context(leases.Lease(self.folder))
+        # Listed first: whoever begins meanwhile makes its scratch folder after its lease.
+        left = list(self.folder.glob("scratch-*"))
         if not leases.living(self.folder, besides=lease.path):
-            for left in self.folder.glob("scratch-*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
         with disk_errors(self.folder):
             self._scratch.mkdir()
         self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)

@@ -108,6 +108,20 @@ def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(tmp_path: Path) -> 
     assert not list(folder.glob("scratch-*"))
 
 
+def test_scratch_of_who_begins_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects a second driver that begins between the first one's look at the leases and its sweep."""
+    folder, living = tmp_path / "solves" / "a", leases.living
+
+    def then_another_begins(*arguments: Any, **options: Any) -> list[leases.Holder]:
+        found = living(*arguments, **options)
+        (folder / "scratch-of-another").mkdir()
+        return found
+
+    monkeypatch.setattr(leases, "living", then_another_begins)
+    with Site(folder, tasks.Workers, 2**30):
+        assert (folder / "scratch-of-another").exists()
+
+
 def test_another_living_process_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Protects factors that another driver still reads."""
     folder = tmp_path / "solves" / "a"
