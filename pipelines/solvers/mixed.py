@@ -23,7 +23,7 @@ from .base import (
 )
 from .checkpoints import Checkpoints
 from .cholesky import Cholesky, CholeskyState
-from .precision import DOUBLE, SINGLE, Precision
+from .precision import DOUBLE, DOUBLE_LOO, SINGLE, Precision
 
 
 @dataclass
@@ -85,7 +85,7 @@ class MixedCholesky(DirectSolver):
                 return replace(solution, notes=(*solution.notes, SINGLE))
             state.precision.single_failed(ridge)
         solution = self._solve_in("float64", state, ridge, Y)
-        return replace(solution, notes=(*solution.notes, DOUBLE))
+        return replace(solution, notes=(*solution.notes, DOUBLE_LOO if self.loo else DOUBLE))
 
     def _solve_in(self, dtype: str, state: MixedState, ridge: float, Y: np.ndarray) -> Solution:
         solver = Cholesky(dtype, self.jitter, self.absolute, self.loo)

@@ -9,6 +9,7 @@ from ..files import replacing
 
 SINGLE = "a float32 factor, refined to a float64 residual, was enough at this ridge"
 DOUBLE = "a float64 factor was used: a float32 one is not enough at this ridge"
+DOUBLE_LOO = "a float64 factor was used: leave-one-out takes the digits of the factor itself"
 
 FILE = "float64-from"
 
