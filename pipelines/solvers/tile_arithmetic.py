@@ -71,14 +71,17 @@ def factor(tile: Array) -> Array:
         return xp.asarray(factor(to_host(tile)))  # a device does not say where; where the host succeeds, good
 
 
-def pivot(tile: Array, position: int) -> float:
-    """What is left of diagonal entry ``position`` of a tile once the entries before it are eliminated."""
-    values = to_host(tile)
-    if not position:
-        return float(values[0, 0])
-    before = factor(np.ascontiguousarray(values[:position, :position]))
-    row = divide(np.ascontiguousarray(values[position : position + 1, :position]), before)
-    return float(values[position, position]) - float(np.square(row, dtype=np.float64).sum())
+def pivot(tile: Array, position: int) -> tuple[float, np.ndarray]:
+    """What is left of diagonal entry ``position`` of a tile once the entries before it are eliminated, v^T tile v, and
+    v, (position + 1,) float64, whose last entry is 1."""
+    values, v = to_host(tile), np.ones(position + 1)
+    left = float(values[position, position])
+    if position:
+        before = factor(np.ascontiguousarray(values[:position, :position]))
+        row = divide(np.ascontiguousarray(values[position : position + 1, :position]), before)
+        left -= float(np.square(row, dtype=np.float64).sum())
+        v[:-1] = -solve(before, row.T, transposed=True)[:, 0]
+    return left, v
 
 
 def divide(tile: Array, triangle: Array) -> Array:

@@ -247,14 +247,13 @@ def _block(tile: Tile, job: FactorJob) -> np.ndarray:
 
 def _not_positive_definite(step: Step, job: FactorJob, position: int) -> NotPositiveDefinite:
     """The error for a pivot at a position of a diagonal tile; the tile is made once more to measure the pivot."""
-    size = tile_arithmetic.pivot(_reduced(step, job), position)
+    size, v = tile_arithmetic.pivot(_reduced(step, job), position)
     at = step.tile[0] * job.store.side + position
     row = int(np.load(job.rows, mmap_mode="r")[at])
     failed = (
         f"in diagonal block {step.tile[0]} of the {job.store.dtype} factor the pivot of training row {row}"
     )
-    # A pivot is no less than the smallest eigenvalue of the matrix up to it.
-    smallest = size - job.shift
+    smallest = size / _square_length(step.tile[0], v, job) - job.shift
     if -smallest <= job.level:
         message = lost_in_rounding(
             ridge=job.ridge,
@@ -270,6 +269,25 @@ def _not_positive_definite(step: Step, job: FactorJob, position: int) -> NotPosi
         f"{failed} is {size:.3g}, so that K has an eigenvalue of at most about {smallest:.3g}; "
         f"{advice_on_ridges(smallest, job.unit, job.single)}"
     )
+
+
+def _square_length(number: int, v: np.ndarray, job: FactorJob) -> float:
+    """|(u, v)|^2 of v in tile row ``number`` and of u in those before, which makes the quadratic form of both least.
+
+    That is the pivot, and no eigenvalue need be as small: one is at most its quotient by this.
+    """
+
+    def tile(i: int, j: int) -> np.ndarray:
+        return to_host(HELD.tile(job, (i, j), keep=False)).astype(np.float64)
+
+    length = float(v @ v)
+    left = [tile(number, j)[: len(v)].T @ v for j in range(number)]
+    for j in reversed(range(number)):
+        u = tile_arithmetic.solve(tile(j, j), left[j][:, None], transposed=True)[:, 0]
+        length += float(u @ u)
+        for k in range(j):
+            left[k] -= tile(j, k).T @ u
+    return length
 
 
 def complete(

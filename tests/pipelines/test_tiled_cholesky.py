@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from systems import gaussian
 
 from cluster.local import open_cluster
 from cluster.profiles import Profile
@@ -246,6 +248,27 @@ def test_not_positive_definite_says_where(tmp_path: Path, side: Callable[[int], 
     assert (tmp_path / "solves" / "one" / "ridge-0.1" / "solution.json").exists()
     with pytest.raises(NumericalError, match="float64 factor"):
         solve(tmp_path, source, rows, [1e-1, 1e-6], Y, dtype="mixed", name="two")
+
+
+@pytest.mark.parametrize("stored_side", [40, 16])
+def test_the_eigenvalue_named_is_none_that_k_has_not(
+    stored_side: int, tmp_path: Path, side: Callable[[int], None]
+) -> None:
+    """Protects the size of the failure: a negative pivot may be a thousand times the smallest eigenvalue of all."""
+    side(16)
+    spectrum, Q = np.linalg.eigh(gaussian(100))
+    spectrum[0] = -1e-6
+    matrix = (Q * spectrum) @ Q.T
+    matrix, rows = (matrix + matrix.T) / 2, np.arange(100)
+    source = stored(tmp_path, matrix, stored_side)
+    with pytest.raises(NumericalError, match="eigenvalue of at most about") as caught:
+        solve(tmp_path, source, rows, [5e-9], targets(100))
+    found = re.search(r"row \d+ is (\S+), .* at most about (\S+);", str(caught.value))
+    assert found is not None
+    pivot, told = map(float, found.groups())
+    smallest = np.linalg.eigvalsh(matrix)[0]
+    assert pivot < 100 * smallest
+    assert 1.01 * smallest <= told < -100 * 5e-9
 
 
 @pytest.mark.parametrize(("made", "dtype"), [("float64", "float32"), ("float32", "float64")])
