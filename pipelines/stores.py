@@ -498,8 +498,17 @@ class FactorStore(TileStore):
     ) -> FactorStore:
         """The store of an (n, n) factor in tiles of ``side``."""
         arrays: dict[str, Any] = {"factor": ((n, n), (side, side), np.dtype(dtype).str, [])}
-        description = {**description, "n": n, "dtype": np.dtype(dtype).name, "side": side}
-        return cls(_open_or_create(root, cls.kind, description, [], arrays))
+        described = cls._described(description, n, dtype, side)
+        return cls(_open_or_create(root, cls.kind, described, [], arrays))
+
+    @classmethod
+    def left(cls, root: Path, description: dict[str, Any], n: int, dtype: str, side: int) -> list[Path]:
+        """The paths of what ``open_or_create`` would open, where it is there."""
+        return list(generations(root, cls.kind, cls._described(description, n, dtype, side)))
+
+    @staticmethod
+    def _described(description: dict[str, Any], n: int, dtype: str, side: int) -> dict[str, Any]:
+        return {**description, "n": n, "dtype": np.dtype(dtype).name, "side": side}
 
     @property
     def shape(self) -> tuple[int, int]:

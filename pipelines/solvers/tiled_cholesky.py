@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -118,6 +118,8 @@ class TiledCholesky(DirectSolver):
                     solution = self._solve_one(state, k, targets, progress)
                     kept.save(solution)
                     solution = kept.told(solution)
+                else:  # whoever solved it may have died before its factors were gone
+                    state.factors += self._left(state, k, "float32", "float64")
                 self._remove_factors(state)
                 found[k] = solution
             if worked:
@@ -139,6 +141,7 @@ class TiledCholesky(DirectSolver):
                 if solution.residual <= ACCURATE:
                     return replace(solution, notes=(*solution.notes, SINGLE))
             state.precision.single_failed(state.ridges[k])
+        state.factors += self._left(state, k, "float32")
         self._remove_factors(state)
         solution = self._solve_in("float64", state, k, Y, progress)
         return replace(solution, notes=(*solution.notes, DOUBLE))
@@ -147,12 +150,7 @@ class TiledCholesky(DirectSolver):
         started = perf_counter()
         K, site = state.operator, state.site
         ridge, shift = state.ridges[k], state.shifts[k]
-        description = {
-            "of": site.folder.name,
-            "rows": hashlib.sha256(K.rows.tobytes()).hexdigest(),
-            "shift": shift,
-        }
-        store = FactorStore.open_or_create(site.folder.parents[1], description, K.n, dtype, self.side)
+        store = FactorStore.open_or_create(*self._store_of(state, k, dtype))
         state.factors.append(store.path)
         itemsize = np.dtype(dtype).itemsize
         dtypes = (K.dtype, np.dtype(dtype))
@@ -219,6 +217,17 @@ class TiledCholesky(DirectSolver):
             jitter=state.jitter,
             notes=tuple(notes),
         )
+
+    def _store_of(self, state: TiledState, k: int, dtype: str) -> tuple[Path, dict[str, Any], int, str, int]:
+        """What names the store of a ridge's factor."""
+        K, folder = state.operator, state.site.folder
+        rows = hashlib.sha256(K.rows.tobytes()).hexdigest()
+        description = {"of": folder.name, "rows": rows, "shift": state.shifts[k]}
+        return folder.parents[1], description, K.n, dtype, self.side
+
+    def _left(self, state: TiledState, k: int, *dtypes: str) -> list[Path]:
+        """Stores of a ridge's factors that are there."""
+        return [path for dtype in dtypes for path in FactorStore.left(*self._store_of(state, k, dtype))]
 
     def _remove_factors(self, state: TiledState) -> None:
         if state.site.alone:

@@ -367,6 +367,37 @@ def test_factors_and_scratch_are_removed(tmp_path: Path, side: Callable[[int], N
     assert names == {"ridge-0.1", "ridge-0.01", "leases"}
 
 
+def test_factors_of_solved_ridges_are_removed_by_the_next_start(
+    tmp_path: Path, side: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects the disk, of which a plan counts one factor: that of a ridge which was solved before a death does not
+    lie beside the next one, and one that was begun stays."""
+    side(16)
+    source, rows, Y = stored(tmp_path, points(40), 16), np.arange(40), targets(40)
+
+    def dying(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    beside: list[int] = []
+    create = FactorStore.open_or_create
+
+    def opening(root: Path, *arguments: Any) -> FactorStore:
+        beside.append(len(list((root / "factors").glob("*"))))
+        return create(root, *arguments)
+
+    monkeypatch.setattr(FactorStore, "open_or_create", opening)
+    with monkeypatch.context() as death:
+        death.setattr(TiledCholesky, "_remove_factors", dying)
+        with pytest.raises(KeyboardInterrupt):
+            solve(tmp_path, source, rows, [1e-1, 1e-2], Y)
+    with monkeypatch.context() as death:
+        death.setattr(tiled_cholesky, "substitute", dying)
+        with pytest.raises(KeyboardInterrupt):
+            solve(tmp_path, source, rows, [1e-1, 1e-2], Y)
+    solve(tmp_path, source, rows, [1e-1, 1e-2], Y)
+    assert beside == [0, 0, 1]
+
+
 def test_bad_input(tmp_path: Path, side: Callable[[int], None]) -> None:
     """Protects from work on what can't be solved: each is refused before a tile is made."""
     source = stored(tmp_path, points(20), 8)
