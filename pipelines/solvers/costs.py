@@ -205,9 +205,12 @@ def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estim
         wanted = problem.n if best is None else 2 * best
         most = min(wanted, within[-1])
         room = _gradients(problem, means, tiles, most)
+        found = _gradients(problem, means, tiles, best or within[0])
         found = replace(
-            _gradients(problem, means, tiles, best or within[0]),
+            found,
             driver_bytes=room.driver_bytes,
+            # Where a rank is thought of, a sketch grows by no more columns at a time than that.
+            worker_bytes=(room if best is None else found).worker_bytes,
             disk_bytes=room.disk_bytes,
             rank_bytes=room.rank_bytes,
             memory_bound=most < wanted and 2 * most <= (problem.n + 1) // 2,

@@ -152,6 +152,19 @@ def test_what_was_asked_for_but_does_not_fit_is_refused_with_what_would() -> Non
     assert "of memory in a worker" in worker
 
 
+def test_what_is_advised_is_not_refused() -> None:
+    """Protects from going in circles: the spectrum, on which rests what a sketch takes in a worker, is not guessed at
+    where another method was asked for."""
+    spectrum = Spectrum(np.arange(1, 1001.0) ** -1.3, 1.3, 1e-3, -1.0)
+    for worker in (200 * 2**20, 300 * 2**20, 400 * 2**20):
+        means = replace(LAPTOP, worker_bytes=worker)
+        advice = choose("tiled-cholesky", problem(40_000), means).problem
+        asked = choose("conjugate-gradient", problem(40_000, spectrum=spectrum, shifts=(1e-2,)), means)
+        assert "of memory in a worker" in advice
+        assert asked.problem
+        assert "conjugate-gradient" not in advice
+
+
 def test_a_full_disk_alone_is_left_to_the_plan_to_say() -> None:
     """Protects one message from being said twice: the plan adds what else the disk must hold."""
     choice = choose("tiled-cholesky", problem(50_000), replace(LAPTOP, disk_free=0))
