@@ -279,7 +279,7 @@ def main() -> None:
     )
     report.note(
         "Where KernelRidge failed its process died: OpenBLAS' potrf on several threads writes beyond its buffers where "
-        "n exceeds some 16,000 in float64. Ours factors large matrices in memory in blocks."
+        "n exceeds some 16,000 in float64. Ours factors large matrices in memory by halves."
     )
     report.finish()
 
