@@ -157,7 +157,7 @@ class Solve(Table):
         if self.dtype != "float64" and (iterative or self.method == "eigen"):
             raise ValueError(
                 f'dtype = "{self.dtype}" has no meaning for method = "{self.method}", which works in float64 alone:'
-                " leave it out, or use cholesky or tiled-cholesky"
+                " leave it out, or use (without [features]) cholesky or tiled-cholesky"
             )
         for key in ("tolerance", "max_iterations"):
             if getattr(self, key) is not None and not (iterative or self.method == "auto"):
