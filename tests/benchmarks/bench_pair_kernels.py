@@ -131,7 +131,7 @@ def compare(report: common.Report, case: Case, repeats: int, seconds: float) -> 
     for path, asked in found.items():
         timers[path] = pairs(kernel, case, asked, seconds)
         if not lower(path):
-            timers[f"{path}: norms"] = norms(kernel, case, asked)
+            timers[f"{path}: norms"] = norms(kernel, case, asked, seconds / 4)
     taken = measured(timers, repeats)
     peer, kept = (beside(case, repeats, seconds, keep=keep) for keep in (False, True))
     for path in found:
@@ -257,14 +257,22 @@ def calling(kernel: Kernel, a: Prepared, b: Prepared, asked: dict[str, str]) -> 
     return call
 
 
-def norms(kernel: Kernel, case: Case, asked: dict[str, str]) -> Timer:
+def norms(kernel: Kernel, case: Case, asked: dict[str, str], seconds: float) -> Timer:
+    """Calls for as many images as a tile's side has: about ``seconds`` of work."""
     X = images(case, IMAGES)
 
     def call() -> None:
         with environment(asked):
             kernel.prepare(X)
 
-    return Timer(call, IMAGES)
+    call()
+    calls = int(np.clip(seconds / max(common.timed(call).cpu, 1e-5), 1, 1000))
+
+    def several() -> None:
+        for _ in range(calls):
+            call()
+
+    return Timer(several, calls * IMAGES)
 
 
 def beside(case: Case, repeats: int, seconds: float, *, keep: bool = False) -> Peer | None:
