@@ -17,8 +17,8 @@ from .site import Site
 from .stores import advice_on_range
 from .tilesource import TileSource, index_set, parts
 
-COPIES = 4
-"""Tiles that are put into a matrix in memory at a time."""
+COPIES = 2
+"""Tiles that are put into a matrix in memory at a time, while the next is read: more would take memory beside it."""
 
 
 def blocks(
@@ -166,7 +166,7 @@ class GramOperator:
         out: np.ndarray | None = None,
         triangle: Literal["upper", "full"] = "full",
     ) -> np.ndarray:
-        """(n, n) matrix in Fortran order; memory is the matrix and a few tiles.
+        """(n, n) matrix in Fortran order; memory is the matrix and three tiles.
 
         out: filled and returned where given. triangle: "upper" leaves what is below the diagonal
         undefined; in Fortran order that is the triangle into which stored (lower) tiles copy contiguously.
@@ -194,7 +194,7 @@ class GramOperator:
                 above = at_rows.start <= at_columns.start
                 if triangle == "upper" and not above:
                     continue
-                if len(begun) > COPIES:
+                if len(begun) == COPIES:
                     begun.popleft().result()
                 begun.append(pool.submit(put, at_rows, at_columns, block, above))
             for one in begun:

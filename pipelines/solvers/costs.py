@@ -142,7 +142,7 @@ class Estimate:
 def solve_bytes(method: str, n: int, dtype: str) -> int:
     """Bytes that a method in memory ("cholesky" or "eigen") holds at its peak for a path of any length.
 
-    The process itself and one tile come on top.
+    The process itself and three tiles come on top.
     """
     matrices = {"cholesky": 1, "eigen": 2}[method]
     return matrices * n * n * np.dtype(_wide(dtype)).itemsize + VECTOR_COLUMNS * n * 8

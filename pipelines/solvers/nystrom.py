@@ -123,13 +123,14 @@ class Nystrom(Iterative):
         among = cross_block(square, columns, columns)
         T, stabiliser = stabilised_factor(among)
         features = T
-        if K.dtype == np.float64 and np.square(T.diagonal()).min() <= 2 * stabiliser:
+        if np.square(T.diagonal()).min() <= 2 * stabiliser and K.dtype == np.float64:
             kept = independent(among)
             centres, columns = centres[kept], columns[kept]
             T, stabiliser = stabilised_factor(among[np.ix_(kept, kept)])
             # All that were drawn: those that are kept are the most unlike each other.
             features = solve_triangular(T, among[kept], trans=1, check_finite=False)
         inner = features @ features.T / drawn
+        del among, features  # before there is a matrix for each ridge
         A = tuple(upper_factor(inner + shift / K.n * np.eye(len(inner))) for shift in added)
         inputs = digest(K.rows, centres, diagonal, np.array(added))
         folder = K.site.folder if K.site is not None else None

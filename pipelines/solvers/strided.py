@@ -16,6 +16,11 @@ from scipy.linalg import cython_blas, cython_lapack
 
 _LETTERS = {"float32": "s", "float64": "d"}
 
+_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
 
 def factor(matrix: np.ndarray) -> int:
     """Put the lower Cholesky factor of a symmetric matrix (n, n) on and below its diagonal (potrf).
@@ -49,14 +54,9 @@ def subtract_square(matrix: np.ndarray, factor: np.ndarray) -> None:
 def _routine(module: Any, name: str, dtype: np.dtype) -> tuple[Callable[..., None], type]:
     """A routine that takes addresses, and what its whole numbers are."""
     capsule = module.__pyx_capi__[_LETTERS[dtype.name] + name]
-    interface = ctypes.pythonapi
-    interface.PyCapsule_GetName.restype = ctypes.c_char_p
-    interface.PyCapsule_GetName.argtypes = [ctypes.py_object]
-    interface.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    interface.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    signature = interface.PyCapsule_GetName(capsule)
+    signature = _name(capsule)
     arguments = signature.count(b"*")
-    address = interface.PyCapsule_GetPointer(capsule, signature)
+    address = _pointer(capsule, signature)
     integer = ctypes.c_int if b" int *" in signature else ctypes.c_int64
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address), integer
 
