@@ -28,7 +28,7 @@ from .solvers.choose import IN_MEMORY
 from .stores import FeatureStore, Store
 from .tilesource import TileSource
 
-REVISION = 7
+REVISION = 8
 """Raised whenever a solve or an evaluation gives other numbers, so that stored results are not used again."""
 
 SMALL = 3000

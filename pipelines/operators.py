@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .errors import DataError, NumericalError
 from .products import Progress, product, unwatched
+from .recomputed import gathered
 from .site import Site
 from .stores import advice_on_range
 from .tilesource import TileSource, index_set, parts
@@ -118,10 +119,6 @@ class Symmetric(Protocol):
         """The matrix times V (n, t), in float64."""
         ...
 
-    def sketch(self, V: np.ndarray) -> np.ndarray:
-        """The same for what needs no more than its leading digits."""
-        ...
-
     def diag(self) -> np.ndarray:
         """(n,) float64."""
         ...
@@ -215,21 +212,32 @@ class GramOperator:
         """K @ V for V (n, t) or (r, n, t), in float64, in one pass over the tiles."""
         return predict(self.source, self.rows, self.rows, V, self.site)
 
-    def sketch(self, V: np.ndarray) -> np.ndarray:
-        """K @ V for V (n, t) with tiles multiplied in float32: for what needs no more than its leading digits."""
+    def columns(self, positions: np.ndarray, dtype: DTypeLike = np.float64) -> np.ndarray:
+        """K[:, positions] as (n, k) float64, entries rounded to ``dtype``; positions: (k,) distinct, in any order.
+
+        Where tiles are recomputed no more of them is computed than that.
+        """
 
         def watch(done: int, total: int) -> None:
             if self.site is not None:
-                self.site.progress(done, total, f"parts of the matrix sketched, {V.shape[1]} columns")
+                self.site.progress(done, total, f"parts of {len(positions)} columns of the matrix")
 
-        return product(self.source, self.rows, self.rows, V, self.site, np.float32, progress=watch)
+        order = np.argsort(positions)
+        source, columns = gathered(self.source, self.rows[positions[order]], self.site)
+        picked = np.zeros((len(positions), len(positions)), dtype)
+        picked[np.arange(len(positions)), order] = 1
+        return product(source, self.rows, columns, picked, self.site, dtype, watch)
 
     def block(self, rows: slice, columns: slice, dtype: DTypeLike = np.float64) -> np.ndarray:
         """The block of the matrix between two ranges of positions, C order."""
         return cross_block(self.source, self.rows[rows], self.rows[columns], dtype)
 
     def diag(self) -> np.ndarray:
-        """(n,) float64 diagonal, from the diagonal tiles alone."""
+        """(n,) float64 diagonal, from the diagonal tiles alone, which are read once; not to be written to."""
+        return self._diagonal
+
+    @cached_property
+    def _diagonal(self) -> np.ndarray:
         out = np.empty(self.n)
         for number, part in parts(self.rows, self.source.side).items():
             out[part.positions] = self.source.read_tile(number, number).diagonal()[part.local]

@@ -40,7 +40,7 @@ GUESSED_ITERATIONS = 100
 FALKON_ITERATIONS = 30
 
 LEAST_RANK = 64
-"""Of a preconditioner; its rank is doubled, each time in a pass over the matrix, while that pays."""
+"""Of a preconditioner; its rank is doubled while that pays."""
 
 DENSE_PRODUCTS = 6.0
 """Operations of making a preconditioner of rank r beside the sketch, in n * r^2."""
@@ -236,13 +236,16 @@ def _gradients(problem: Problem, means: Means, tiles: str, rank: int) -> Estimat
     """Conjugate gradients with a preconditioner of one rank."""
     n, speed = problem.n, means.speed
     counts = _iterations(problem, rank)
-    # The first sketch is worth a pass, each further one doubles the columns, a pass takes so many at most.
     pass_columns = _pass_columns(problem)
-    first = min(rank, max(LEAST_RANK, pass_columns))
-    sketching = math.ceil(math.log2(rank / first)) + 1 + rank // SKETCH_COLUMNS
-    passes = math.ceil(max(counts)) + sketching + 1
+    sketching = 2 * rank / n
+    if tiles == "stored":
+        # The first sketch is worth a pass, each further one doubles the columns; they lie in nearly all tiles.
+        first = min(rank, max(LEAST_RANK, pass_columns))
+        sketching = math.ceil(math.log2(rank / first)) + 1 + 2 * (rank > SKETCH_COLUMNS)
+    passes = math.ceil(max(counts) + sketching) + 1
     one = conjugate_gradient.iteration_operations(n, problem.columns, 1, rank)
-    arithmetic = sum(counts) * one + 2.0 * n * n * rank * speed.worker / speed.worker_single
+    picking = 2.0 * n * rank * min(rank, SKETCH_COLUMNS) * speed.worker / speed.worker_single
+    arithmetic = sum(counts) * one + picking
     rank_bytes = preconditioner_bytes(n, rank, "float32")
     driver = conjugate_gradient.driver_bytes(n, problem.columns, problem.ridges, rank_bytes)
     disk = conjugate_gradient.checkpoint_bytes(n, problem.columns, problem.ridges, rank_bytes)
@@ -272,7 +275,7 @@ def _best_rank(problem: Problem, ranks: list[int]) -> int | None:
     if spectrum is None or not problem.shifts:
         return None
     shifts = tuple(shift + floor_of(problem) for shift in problem.shifts)
-    price = Price(problem.n, shifts, problem.tolerance, _pass_columns(problem))
+    price = Price(problem.n, shifts, problem.tolerance, _pass_columns(problem), sampled=True)
 
     def columns(rank: int) -> float:
         return price.solving(spectrum.eigenvalue(problem.n, rank), rank) + price.growing(

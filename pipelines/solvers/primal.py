@@ -461,14 +461,11 @@ class Covariance:
         return self._squares
 
     def matmul(self, V: np.ndarray) -> np.ndarray:
-        return self._operator.normal(V)
-
-    def among(self, positions: np.ndarray) -> FeatureOperator:
-        """The features of some of its samples."""
-        return FeatureOperator(self._operator.source, self.rows[positions], self.site)
-
-    def sketch(self, V: np.ndarray) -> np.ndarray:
         parts = [
             self._operator.normal(V[:, start : start + SKETCH]) for start in range(0, V.shape[1], SKETCH)
         ]
         return np.concatenate(parts, axis=1)
+
+    def among(self, positions: np.ndarray) -> FeatureOperator:
+        """The features of some of its samples."""
+        return FeatureOperator(self._operator.source, self.rows[positions], self.site)
