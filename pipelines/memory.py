@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import mmap
 import os
 import resource
 import sys
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from kernels.base import Kernel
 
@@ -20,6 +23,9 @@ WORKER_BASE_BYTES = 92 * 2**20
 
 WRITTEN_CHUNKS = 2
 """Whole chunks of memory beside a tile that is written: the codec's copies."""
+
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE: addresses that are never written to do not count against the machine's memory."""
 
 
 def available_bytes() -> int:
@@ -50,6 +56,25 @@ def peak_bytes() -> int:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def by_the_page(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """An array of zeros in Fortran order that takes memory where it is written to, page by page.
+
+    NumPy's own arrays ask Linux for huge pages: of a matrix of which one triangle is written they take the whole, and
+    ten times as long, since huge pages are cleared, and on a virtual machine asked of its host, each.
+
+    Raises:
+        MemoryError: the system refuses so many addresses.
+    """
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        mapped = mmap.mmap(-1, max(count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    except OSError as error:
+        raise MemoryError(f"the system refuses {count} bytes: {error.strerror}") from error
+    with contextlib.suppress(AttributeError, OSError):  # another system, which has none
+        mapped.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(mapped, dtype, math.prod(shape)).reshape(shape, order="F")
 
 
 def give_back() -> None:

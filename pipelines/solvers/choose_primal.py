@@ -132,7 +132,7 @@ def _direct(method: str, problem: Problem, width: int, means: Means) -> Estimate
     factor = size**3 / 3 / means.speed.operations
     # Of the last pass: predictions, residuals, leverages.
     seconds = (4.0 * r * t + (2.0 * width if hat else 0.0)) * n * width / together
-    driver = solve_bytes(method, size, "float64") + 4 * (n + width) * r * t * 8
+    driver = solve_bytes(method, size, "float64", made=True) + 4 * (n + width) * r * t * 8
     strip, kept = min(n, feature_products.STRIP), width * width * 8 if hat else 0
     worker = problem.side * width * problem.itemsize + kept
     worker += (2 * feature_strips.PANEL + 5 * r * t) * width * 8 + 2 * strip * r * (t + 1) * 8

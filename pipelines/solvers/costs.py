@@ -139,13 +139,14 @@ class Estimate:
         return self.method if self.tiles == "stored" else f"{self.method} with recomputed tiles"
 
 
-def solve_bytes(method: str, n: int, dtype: str) -> int:
+def solve_bytes(method: str, n: int, dtype: str, *, made: bool = False) -> int:
     """Bytes that a method in memory ("cholesky" or "eigen") holds at its peak for a path of any length.
 
-    The process itself and three tiles come on top.
+    made: whether the matrix is made in memory, of features, and not read again for every ridge; Cholesky needs no more
+    than a triangle of one that is. The process itself and three tiles come on top.
     """
-    matrices = {"cholesky": 1, "eigen": 2}[method]
-    return matrices * n * n * np.dtype(_wide(dtype)).itemsize + VECTOR_COLUMNS * n * 8
+    entries = {"cholesky": n * n if made else n * (n + 1) // 2, "eigen": 2 * n * n}[method]
+    return entries * np.dtype(_wide(dtype)).itemsize + VECTOR_COLUMNS * n * 8
 
 
 def estimates(problem: Problem, means: Means) -> Iterator[Estimate]:
@@ -172,6 +173,7 @@ def _in_memory(method: str, problem: Problem, means: Means) -> Estimate:
     count = problem.ridges * (2 if problem.loo else 1)
     factors = (EIGEN_COST if method == "eigen" else count) + (1 if problem.refit else 0)
     needed = solve_bytes(method, n, problem.dtype)
+    # Cholesky reads again for every ridge, but no longer from the disk.
     seconds = factor * factors + _read_seconds(problem, means, 1)
     return _stored(method, problem, means, seconds, needed, 0, 0)
 

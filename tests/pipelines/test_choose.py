@@ -56,11 +56,12 @@ def test_a_long_path_with_leave_one_out_is_decomposed_once() -> None:
 
 
 def test_what_memory_cannot_hold_is_factored_out_of_core() -> None:
-    """Protects n = 50,000 with 20 GiB: 20 GB of matrix in memory are too many, 10 GB of factor on disk are not."""
-    choice = choose("auto", problem(60_000), LAPTOP)
+    """Protects n = 75,000 with 20 GiB: 22 GB of triangle in memory are too many, on disk they are not."""
+    choice = choose("auto", problem(75_000), LAPTOP)
     assert choice.method == "tiled-cholesky"
     assert "cholesky would be quicker but needs" in choice.reason
-    assert choose("auto", problem(60_000), replace(LAPTOP, driver_bytes=64 * GIB)).method == "cholesky"
+    assert choose("auto", problem(75_000), replace(LAPTOP, driver_bytes=64 * GIB)).method == "cholesky"
+    assert choose("auto", problem(60_000), LAPTOP).method == "cholesky"
 
 
 def test_memory_is_not_filled_to_the_brim_of_its_own_accord() -> None:

@@ -68,3 +68,22 @@ def test_what_a_worker_needs_follows_the_work() -> None:
     assert needs(family="both").tile - needs().tile == 2048**2 * 4
     assert needs(n=100).total < needs().total
     assert needs().total == needs().base + needs().blocks + needs().tile + needs().scratch
+
+
+def test_a_triangle_takes_the_memory_of_a_triangle() -> None:
+    """Protects the plan of a factor in memory: pages that are not written to are not taken."""
+    n = 8000
+    before = psutil.Process().memory_info().rss
+    matrix = memory.by_the_page((n, n), "float64")
+    assert matrix.flags.f_contiguous
+    assert matrix.flags.writeable
+    for column in range(n):
+        matrix[column:, column] = 1
+    taken = psutil.Process().memory_info().rss - before
+    assert taken < 0.6 * matrix.nbytes
+    assert not matrix[0, 1:].any()
+
+
+def test_addresses_that_the_system_refuses_are_too_little_memory() -> None:
+    with pytest.raises(MemoryError, match="refuses"):
+        memory.by_the_page((2**24, 2**24), "float64")

@@ -55,10 +55,10 @@ def test_dense_equals_the_masked_matrix(case: tuple[MemoryTiles, np.ndarray, np.
     assert full.flags.f_contiguous
     np.testing.assert_array_equal(full, expected)
     assert max(source.reads.values()) == 1
-    upper = operator.dense(
-        "float32", out=np.full(operator.shape, np.nan, np.float32, order="F"), triangle="upper"
-    )
-    np.testing.assert_array_equal(np.triu(upper), np.triu(expected.astype(np.float32)))
+    for triangle, part in (("upper", np.triu), ("lower", np.tril)):
+        out = np.full(operator.shape, np.nan, np.float32, order="F")
+        assert operator.dense(out=out, triangle=triangle) is out
+        np.testing.assert_array_equal(part(out), part(expected.astype(np.float32)))
     np.testing.assert_array_equal(operator.diag(), np.diag(expected))
     assert operator.dtype == source.matrix.dtype
 
