@@ -31,9 +31,6 @@ T = TypeVar("T")
 SQUARE = 8192
 """Rows and columns of the matrix that one task takes, in whole tiles: a second or so of one core."""
 
-THREADS = 2
-"""Squares that this process takes at a time where there are no workers: one is read while the other is multiplied."""
-
 DEVICE_SQUARE = 65536
 """The same for a device, which takes so many in a second."""
 
@@ -91,17 +88,10 @@ def product(
     group = max(1, square_side(site is not None and bool(site.workers().resources)) // source.side)
     squares = [Square(k, r.tiles) for k, r in enumerate(_squares(source, rows, columns, group))]
     if site is None:
-
-        def sums(square: Square) -> list[tuple[Part, np.ndarray]]:
-            tiles = (tile_of(source, i, j) for i, j in square.tiles)
-            return list(_multiply(square, tiles, source, rows, columns, V, same))
-
-        with ThreadPoolExecutor(THREADS, "megagram-multiply") as pool:
-            # What computes tiles is no work for two threads.
-            for number, done in enumerate((map if hasattr(source, "tile") else pool.map)(sums, squares), 1):
-                for part, values in done:
-                    out[part.positions] += values
-                progress(number, len(squares))
+        for square in squares:
+            for part, values in _multiply(square, source, rows, columns, V, same):
+                out[part.positions] += values
+            progress(square.number + 1, len(squares))
         return out
     job = Product(
         source,
@@ -192,8 +182,7 @@ def multiply(square: Square, job: Product) -> tuple[Part, ...]:
     rows, columns, V = (np.load(path, mmap_mode="r") for path in (job.rows, job.columns, job.V))
     # Beyond float32: whoever asked for it looks at the sums.
     with np.errstate(over="ignore", invalid="ignore"):
-        tiles = _ahead(job.source, square.tiles)
-        done = list(_multiply(square, tiles, job.source, rows, columns, V, job.same))
+        done = list(_multiply(square, job.source, rows, columns, V, job.same))
     write_sums(square, job, (values for _, values in done))
     return tuple(part for part, _ in done)
 
@@ -228,13 +217,7 @@ def _squares(source: TileSource, rows: np.ndarray, columns: np.ndarray, group: i
 
 
 def _multiply(
-    square: Square,
-    tiles: Iterable[Array],
-    source: TileSource,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    V: np.ndarray,
-    same: bool,
+    square: Square, source: TileSource, rows: np.ndarray, columns: np.ndarray, V: np.ndarray, same: bool
 ) -> Iterator[tuple[Part, np.ndarray]]:
     """What the tiles of a square add to the result, for each part of the rows that they touch."""
     side = source.side
@@ -253,7 +236,7 @@ def _multiply(
             right[k] = part_of(columns, k, side)
         return right[k]
 
-    for (i, j), tile in zip(square.tiles, tiles, strict=True):
+    for (i, j), tile in zip(square.tiles, _ahead(source, square.tiles), strict=True):
         xp = namespace(tile)
         a, b = row(i), column(j)
         mirrored = source.symmetric and i != j
