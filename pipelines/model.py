@@ -106,8 +106,8 @@ class Model(ABC):
         if not len(X):
             raise DataError(f"{name} holds no samples; the model takes {takes}")
         if self.raw.kind != "f":
-            if X.dtype.kind == "f":
-                raise DataError(f"{name} holds {X.dtype} numbers; the model takes {takes}, not scaled yet")
+            if X.dtype.kind == "f" or (X.dtype.kind == "b" and self.raw.kind != "b"):
+                raise DataError(f"{name} holds {X.dtype} values; the model takes {takes}, not scaled yet")
             self._check_range(X, name, takes)
         datasets.validate(datasets.Pool(name, X, None, None))
         return X

@@ -33,6 +33,7 @@ from .errors import ChunkLost, NumericalError, StoreError
 from .files import disk_errors, replacing
 from .tile_files import all_finite, map_tile_file, read_tile_file, write_tile_file
 from .tiles import Grid, Tile
+from .wording import first_line
 
 FORMAT = 1
 KINDS = ("pools", "features", "gram", "factors")
@@ -107,7 +108,7 @@ class Store:
                 }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"{self.path}: its metadata are damaged ({_first_line(error)}); remove this store, then run again"
+                f"{self.path}: its metadata are damaged ({first_line(error)}); remove this store, then run again"
             ) from error
 
     def chunk(self, name: str, index: Sequence[int]) -> Path:
@@ -146,7 +147,7 @@ class Store:
             # As Zarr's codecs do on a wrong checksum, a truncated or an empty file.
             self.set_aside(name, index)
             raise ChunkLost(
-                f"{label} was damaged ({_first_line(error)}) and is set aside; run the experiment again"
+                f"{label} was damaged ({first_line(error)}) and is set aside; run the experiment again"
             ) from error
         if not self.chunk(name, index).exists():
             # Set aside by another reader meanwhile: Zarr may have read fill values in its place.
@@ -727,7 +728,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{path}: cannot be read ({_first_line(error)}); remove {path.parent}, then run again"
+            f"{path}: cannot be read ({first_line(error)}); remove {path.parent}, then run again"
         ) from None
     return value if isinstance(value, dict) else {}
 
@@ -736,10 +737,6 @@ def _write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def _file_name(name: str) -> str:

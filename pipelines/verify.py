@@ -25,6 +25,7 @@ from .stores import (
     store_paths,
     unfinished_paths,
 )
+from .wording import first_line
 
 
 @dataclass
@@ -150,7 +151,7 @@ def _problem(store: Store, array: Any, name: str, index: tuple[int, ...]) -> str
     try:
         values = array[selection]
     except (ValueError, RuntimeError) as error:
-        return f"damaged ({str(error).splitlines()[0][:80]})"
+        return f"damaged ({first_line(error)})"
     if values.dtype.kind == "f":
         bad = int(np.count_nonzero(~np.isfinite(values)))
         # A pool may hold what its owner put there; what was computed may not.

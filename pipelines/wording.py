@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,12 @@ METRICS = {
 
 ITERATIONS = "iterations"
 """What an iterative solve counts, for its progress."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message, cut off between words where it is long."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return textwrap.shorten(line, 160, placeholder=" ...")
 
 
 def score_text(value: float | None, metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Direct solve by Cholesky: one matrix of memory for a whole path of ridges (SPEC R3, R5, R9)."""
+"""Direct solve by Cholesky, in the memory of one triangle for a whole path of ridges (SPEC R3, R5, R9)."""
 
 from __future__ import annotations
 
