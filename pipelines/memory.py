@@ -24,8 +24,8 @@ WORKER_BASE_BYTES = 92 * 2**20
 WRITTEN_CHUNKS = 2
 """Whole chunks of memory beside a tile that is written: the codec's copies."""
 
-_NORESERVE = 0x4000 if sys.platform == "linux" else 0
-"""MAP_NORESERVE: addresses that are never written to do not count against the machine's memory."""
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""Addresses that are never written to do not count against the machine's memory."""
 
 
 def available_bytes() -> int:

@@ -52,7 +52,7 @@ class CholeskyState:
     operator: the stored matrix; None where it was made in memory.
     matrix: (n, n) Fortran order. On and below the diagonal it holds a lower factor of ``K + factored * I``;
     ``factored`` is None while there is none. Strictly above it holds K where that was made in memory, and else
-    nothing, nor has it memory there.
+    nothing, nor has it memory there but close to the diagonal.
     diagonal: (n,) of K, in the matrix's dtype.
     pivots: of the symmetric indefinite factor where Cholesky failed by rounding, else None.
     read: whether what is on and below the diagonal is K, just read.
@@ -83,9 +83,8 @@ class CholeskyState:
 class Cholesky(DirectSolver):
     """Cholesky's factor in place, once per ridge, in the memory of one triangle.
 
-    The stored matrix is read again for every ridge, which takes a tenth of the time of a factor of 10,000 samples, and
-    less of larger ones; residuals are of the stored matrix, in float64. Pass all targets in one call: of several ridges
-    only the last one's factor is kept.
+    The stored matrix is read again for every ridge, which takes little beside a factor; residuals are of the stored
+    matrix, in float64. Pass all targets in one call: of several ridges only the last one's factor is kept.
     """
 
     def factor(self, K: GramOperator, ridges: Sequence[float]) -> CholeskyState:
@@ -171,8 +170,8 @@ class Cholesky(DirectSolver):
         )
 
     def _factor(self, state: CholeskyState, ridge: float, shift: float) -> None:
+        state.factored, state.pivots = None, None  # before reading, which may fail half way
         _restore(state, shift)
-        state.factored, state.pivots = None, None
         if order := factor_in_place(state.matrix):
             _restore(state, shift)
             level = self._require_rounding(state, ridge, shift, order - 1)

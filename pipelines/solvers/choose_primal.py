@@ -30,15 +30,15 @@ from .costs import (
 from .iterated import PROBES
 from .preconditioner import preconditioner_bytes, rank_within
 from .primal import (
-    SKETCH,
     PrimalCholesky,
     PrimalEigen,
     PrimalFalkon,
     PrimalGradients,
     PrimalSolver,
 )
+from .sketch import MULTIPLIED_COLUMNS
 
-RANK = 2 * SKETCH
+RANK = 2 * MULTIPLIED_COLUMNS
 """Columns that the preconditioner is expected to take at most."""
 
 PASS_COLUMNS = 32
@@ -169,11 +169,11 @@ def _gradients(problem: Problem, width: int, means: Means) -> Estimate:
         width,
         means,
         GUESSED_ITERATIONS,
-        reads=rank / SKETCH,
+        reads=rank / MULTIPLIED_COLUMNS,
         seconds=4.0 * n * width * rank / means.speed.worker / means.workers,
         each=4.0 * width * rank / means.speed.worker / means.workers,
         rank_bytes=preconditioner_bytes(width, rank, "float32"),
-        sketched=min(rank, SKETCH),
+        sketched=min(rank, MULTIPLIED_COLUMNS),
     )
     return replace(
         found,

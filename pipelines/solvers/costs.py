@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import normal
 from ..memory import WORKER_BASE_BYTES
+from ..operators import PANEL
 from ..products import SQUARE, outstanding
 from ..spectrum import Spectrum
 from ..speed import CACHED_READ, PRODUCT, Speed
@@ -44,6 +45,9 @@ LEAST_RANK = 64
 
 DENSE_PRODUCTS = 6.0
 """Operations of making a preconditioner of rank r beside the sketch, in n * r^2."""
+
+PAGE = 4096
+"""Bytes in which memory is handed out."""
 
 DISK = "disk"
 
@@ -142,11 +146,15 @@ class Estimate:
 def solve_bytes(method: str, n: int, dtype: str, *, made: bool = False) -> int:
     """Bytes that a method in memory ("cholesky" or "eigen") holds at its peak for a path of any length.
 
-    made: whether the matrix is made in memory, of features, and not read again for every ridge; Cholesky needs no more
-    than a triangle of one that is. The process itself and three tiles come on top.
+    made: whether the matrix is made in memory, of features; of one that is read again for every ridge Cholesky holds
+    a triangle alone. The process itself and three tiles come on top.
     """
-    entries = {"cholesky": n * n if made else n * (n + 1) // 2, "eigen": 2 * n * n}[method]
-    return entries * np.dtype(_wide(dtype)).itemsize + VECTOR_COLUMNS * n * 8
+    itemsize = np.dtype(_wide(dtype)).itemsize
+    matrix = {"cholesky": 1, "eigen": 2}[method] * n * n * itemsize
+    if method == "cholesky" and not made:
+        # Half of each of the squares on the diagonal, and of a page for each column, are above it.
+        matrix = n * min((n + PANEL) * itemsize + PAGE, 2 * n * itemsize) // 2
+    return matrix + VECTOR_COLUMNS * n * 8
 
 
 def estimates(problem: Problem, means: Means) -> Iterator[Estimate]:
@@ -173,7 +181,7 @@ def _in_memory(method: str, problem: Problem, means: Means) -> Estimate:
     count = problem.ridges * (2 if problem.loo else 1)
     factors = (EIGEN_COST if method == "eigen" else count) + (1 if problem.refit else 0)
     needed = solve_bytes(method, n, problem.dtype)
-    # Cholesky reads again for every ridge, but no longer from the disk.
+    # Cholesky reads again for every ridge, mostly from the page cache, which is little beside a factor.
     seconds = factor * factors + _read_seconds(problem, means, 1)
     return _stored(method, problem, means, seconds, needed, 0, 0)
 

@@ -31,8 +31,7 @@ RANK_PER_DIMENSION = 3.0
 """A rank of so many times the effective dimension is good enough (there, Theorem 2.2: 2 ceil(1.5 d) + 1)."""
 
 BLOCK = (16384, 64)
-"""Rows and columns of U that are converted to float64 and multiplied together: 8 MB. With n = 100,000 and two threads
-5.4 s became 2.0 s for a rank of 8,192 and 14 systems, in place of 1,024 whole rows."""
+"""Rows and columns of U that are converted to float64 and multiplied together: 8 MB, which stay in the cache."""
 
 COLUMNS = 14
 """Systems per ridge that a solve is taken to have when its iterations are weighed against sketching."""
@@ -166,7 +165,7 @@ def iterations(tail: float, shift: float, tolerance: float) -> float:
 def preconditioner_bytes(n: int, rank: int, precision: str) -> int:
     """Bytes that making a preconditioner of so many columns takes at the peak."""
     itemsize = np.dtype(precision).itemsize
-    chunk = n * min(rank, SKETCH_COLUMNS) * (itemsize + 8)  # of the test matrix and of the product
+    chunk = n * min(rank, SKETCH_COLUMNS) * (itemsize + 8)  # of a product, and the test matrix
     small = SMALL_MATRICES * rank * rank * 8 + 4 * min(n, ROWS) * rank * 8
     return n * rank * itemsize + max(chunk, small)
 
@@ -231,7 +230,8 @@ def randomised_nystrom(
         following, reason = _next(spectrum, before, largest, price, full)
         if reason:
             values = spectrum.values.copy()
-            return Preconditioner(sketch.eigenvectors(spectrum), values, precision, reason)
+            U = sketch.eigenvectors(spectrum)
+            return Preconditioner(U, values[: U.shape[1]], precision, reason)
         before = spectrum.without_vectors()
         del spectrum
         if following[0] != precision:
@@ -245,8 +245,12 @@ def _next(
     """Precision and rank of the sketch to make next; or why this one suffices, and not nothing."""
     here, precision = (spectrum.precision, spectrum.rank), spectrum.precision
     smallest, known = min(price.shifts), len(spectrum.values)
-    if not known:
+    if not known and spectrum.trace == 0:
         return here, "the matrix is zero"
+    if not known and precision == "float64":
+        return here, "nothing of the matrix is above rounding"
+    if not known:
+        return ("float64", min(spectrum.rank, largest["float64"])), ""
     tail = _tail(spectrum)
     if tail <= SMALL_TAIL * smallest:
         return here, "the spectrum beyond is below the ridge"
@@ -254,16 +258,17 @@ def _next(
     dimension += spectrum.trace / (BEYOND * tail + smallest)  # of what is missed, at least
     if known >= RANK_PER_DIMENSION * dimension:
         return here, "well above the effective dimension"
-    hidden, coarse = known < spectrum.rank, spectrum.noise > NOISE * smallest
-    if hidden and spectrum.trace <= spectrum.noise * price.n and (precision == "float64" or not coarse):
+    # Columns that others stand for are hidden as well, and then more of them show more in the same precision.
+    exhausted = known < spectrum.rank and spectrum.trace <= spectrum.noise * price.n
+    coarse = spectrum.noise > NOISE * smallest
+    if exhausted and (precision == "float64" or not coarse):
         return here, f"rounding hides what is below {spectrum.noise:.2g}"
-    wider = "float64" if hidden and coarse else precision
-    # Columns that others stand for are hidden as well, and then more of them may show more in the same precision.
+    wider = "float64" if exhausted and coarse else precision
     useful = known if wider != precision else spectrum.rank
     rank = min(-(-2 * useful // PANEL) * PANEL, largest[wider])
     if rank <= useful:
         return here, HALF if useful >= (price.n + 1) // 2 else full
-    if before is not None and len(before.values) < known:
+    if before is not None and 0 < len(before.values) < known:
         # The spectrum goes on falling as it fell over the last growth.
         power = math.log(_tail(before) / tail) / math.log(known / len(before.values))
         ahead = tail * (useful / rank) ** max(power, 0.0)

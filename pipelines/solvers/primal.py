@@ -51,9 +51,6 @@ from .eigen import inverse_diagonals
 from .falkon import SAMPLES, Diagonal, Sampled
 from .iterated import Iterative, digest
 
-SKETCH = 512
-"""Columns that one pass over the features sketches at most: workers hold width rows of them."""
-
 LOST = 10.0
 """So many times what rounding may make of a leverage h must 1 - h be, for a leave-one-out residual to mean anything."""
 
@@ -461,10 +458,7 @@ class Covariance:
         return self._squares
 
     def matmul(self, V: np.ndarray) -> np.ndarray:
-        parts = [
-            self._operator.normal(V[:, start : start + SKETCH]) for start in range(0, V.shape[1], SKETCH)
-        ]
-        return np.concatenate(parts, axis=1)
+        return self._operator.normal(V)
 
     def among(self, positions: np.ndarray) -> FeatureOperator:
         """The features of some of its samples."""

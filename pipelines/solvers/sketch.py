@@ -1,7 +1,7 @@
 """A sketch K omega that grows, and the eigenvalues and eigenvectors of K that it shows (SPEC R6).
 
 Where K is known by its products alone, omega is Gaussian. Where it has entries, omega takes columns of it: n * rank
-entries are computed or read in place of 2 n^2 rank operations, and iterations are as many (see ``ColumnSketch``).
+entries are computed or read in place of 2 n^2 rank operations (see ``ColumnSketch``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import LinAlgError, cholesky, eigh
 from scipy.linalg.blas import dgemm, dsyrk, dtrsm
+from scipy.linalg.lapack import dpotrf
 
 from ..errors import NumericalError
 from ..operators import GramOperator, Symmetric
@@ -20,6 +21,9 @@ from ..tile_files import all_finite
 
 SKETCH_COLUMNS = 2048
 """Columns that one pass over the matrix takes at most: workers hold a square's rows of them."""
+
+MULTIPLIED_COLUMNS = 512
+"""Columns of a Gaussian test matrix that are multiplied at a time: workers hold n rows of them."""
 
 ROWS = 1024
 """Rows that are converted to float64 and worked on at a time."""
@@ -31,6 +35,12 @@ RESOLVED = 4.0
 """Eigenvalues below so many times the noise are rounding as likely as not."""
 
 SHIFT_TRIES = 20
+
+DRAWS = 4
+"""Times that a growth draws, the first included, in place of columns that turned out to be copies."""
+
+COPY = 16.0
+"""Two samples are copies whose cosine in feature space is one but for so many units of rounding."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class Sketch(ABC):
         self.rank = 0
         self.precision = precision
         self._K, self._n = K, K.n
+        self._together = SKETCH_COLUMNS
         self._seed = seed
         self._columns = np.empty((K.n, capacity), precision, order="F")
         self._core = np.empty((0, 0), order="F")
@@ -82,8 +93,8 @@ class Sketch(ABC):
         Raises:
             SketchNotFinite: a value is not finite; the sketch is spent.
         """
-        for start in range(self.rank, rank, SKETCH_COLUMNS):
-            stop = min(start + SKETCH_COLUMNS, rank)
+        for start in range(self.rank, rank, self._together):
+            stop = min(start + self._together, rank)
             with np.errstate(over="ignore", invalid="ignore"):  # beyond the precision: named below
                 self._columns[:, start:stop] = self._multiplied(start, stop)
             if not all_finite(self._columns[:, start:stop]):
@@ -148,15 +159,20 @@ class Sketch(ABC):
             self._beyond[rows] = np.maximum(self._K.diag()[rows] - np.einsum("ij,ij->i", some, some), 0.0)
             gram = dsyrk(1.0, some, beta=1.0, c=gram, trans=1, overwrite_c=1)
         values, vectors = eigh(gram, lower=False, overwrite_a=True, check_finite=False, driver="evd")
-        # In B^T B, and in eigenvectors, what is smaller by so much than the largest eigenvalues is rounding too.
-        noise = max(noise, float(np.finfo(self.precision).eps * np.linalg.norm(values)))
+        # In B^T B, and in eigenvectors, what is smaller by so much than the largest eigenvalues is rounding too: of
+        # sums over n samples where no digits are left beyond those of the sketch.
+        terms = np.sqrt(self._n) if self.precision == "float64" else 1.0
+        noise = max(noise, float(np.finfo(self.precision).eps * np.linalg.norm(values) * terms))
         first = int(np.searchsorted(values, RESOLVED * noise))
         kept = values[first:][::-1], vectors[:, first:][:, ::-1]
         trace, peak = float(self._beyond.sum()), float(self._beyond.max())
         return Spectrum(*kept, factor, noise, r, self.precision, trace, peak)
 
     def eigenvectors(self, spectrum: Spectrum) -> np.ndarray:
-        """(n, k) eigenvectors of this sketch's spectrum, in its precision and in its place: it is used up."""
+        """(n, k) eigenvectors of this sketch's spectrum, in its precision and in its place: it is used up.
+
+        Of float64 fewer than there are eigenvalues, where rounding left no more: of the largest ones.
+        """
         k = len(spectrum.values)
         out = self._columns[:, :k]
         if not k:
@@ -172,7 +188,10 @@ class Sketch(ABC):
         # values[0] / values[-1]. P^-1 is positive definite where that is far below values[-1] / values[0]: in float32
         # it is, since the quotient is at most 1 / (RESOLVED eps); in float64 a step of Cholesky QR is due.
         if self.precision == "float64":
-            correction = cholesky(gram, overwrite_a=True, check_finite=False)
+            correction, failed = dpotrf(gram, lower=0, clean=1, overwrite_a=1)
+            if failed:  # what is left is of as many columns as are independent
+                k = failed - 1
+                correction, out = np.asfortranarray(correction[:k, :k]), out[:, :k]
             for rows in row_blocks(self._n):
                 some = np.asfortranarray(out[rows])
                 out[rows] = dtrsm(1.0, correction, some, side=1, overwrite_b=1)
@@ -189,6 +208,7 @@ class GaussianSketch(Sketch):
 
     def __init__(self, K: Symmetric, precision: str, capacity: int, seed: int) -> None:
         super().__init__(K, precision, capacity, seed)
+        self._together = MULTIPLIED_COLUMNS
         self._squares = 0.0
 
     def _multiplied(self, start: int, stop: int) -> np.ndarray:
@@ -225,42 +245,72 @@ class GaussianSketch(Sketch):
 class ColumnSketch(Sketch):
     """Of columns of a Gram matrix, each growth drawn by what the diagonal of K has beyond the sketch so far.
 
-    That is randomly pivoted Cholesky in a few large blocks (Chen, Epperly, Tropp, Webber 2024): samples that nothing
-    drawn so far resembles are sure to be drawn, copies of drawn ones are not. Measured on 8,000 MNIST digits and
-    shifted copies, ranks 320 to 1,000: iterations within three of a Gaussian sketch's.
+    That is randomly pivoted Cholesky in a few large blocks (Chen, Epperly, Tropp, Webber 2024), where R6 takes a
+    Gaussian omega: samples that nothing drawn so far resembles are sure to be drawn, copies of drawn ones are not, and
+    of copies that are drawn together all but one are given back for others.
     """
 
     def __init__(self, K: GramOperator, precision: str, capacity: int, seed: int) -> None:
         super().__init__(K, precision, capacity, seed)
         self._gram = K
         self._drawn = np.empty(0, np.int64)
+        self._barred = np.zeros(self._n, bool)
 
     def grow(self, rank: int) -> None:
         """As of ``Sketch``; what is drawn rests on the spectrum that was looked at before."""
-        self._drawn = np.concatenate((self._drawn, self._draw(rank - len(self._drawn))))
-        super().grow(rank)
+        for attempt in range(DRAWS):
+            start = self.rank
+            self._drawn = np.concatenate((self._drawn, self._draw(rank - len(self._drawn), attempt)))[:rank]
+            super().grow(rank)
+            copies = self._copies(start)
+            if attempt + 1 == DRAWS or not copies.any():
+                return
+            self._give_back(copies)
 
     def anew(self, precision: str, capacity: int) -> ColumnSketch:
-        """Of the same columns and others, as far as there is room for them."""
+        """Of the same columns and others, as far as there is room for them: of some of them, at random, if need be."""
         made = ColumnSketch(self._gram, precision, capacity, self._seed)
-        made._drawn, made._beyond = self._drawn[:capacity], self._beyond
+        made._drawn = np.random.default_rng(self._seed).permutation(self._drawn)[:capacity]
+        made._barred, made._beyond = self._barred, self._beyond
         return made
 
-    def _draw(self, count: int) -> np.ndarray:
+    def _draw(self, count: int, attempt: int) -> np.ndarray:
         """(count,) positions not drawn so far, increasing; any of them where K has nothing beyond the sketch."""
         if count <= 0:
             return np.empty(0, np.int64)
         weights = np.maximum(self._beyond, np.finfo(np.float64).eps * max(self._beyond.max(), 1e-290))
         # The largest of these are a sample without replacement (Efraimidis, Spirakis 2006).
-        keys = np.log(weights) + np.random.default_rng((self._seed, len(self._drawn))).gumbel(size=self._n)
+        rng = np.random.default_rng((self._seed, len(self._drawn), attempt))
+        keys = np.log(weights) + rng.gumbel(size=self._n)
+        keys[self._barred] -= np.ptp(keys) + 1  # after all others
         keys[self._drawn] = -np.inf
         return np.sort(np.argpartition(keys, self._n - count)[self._n - count :])
+
+    def _copies(self, start: int) -> np.ndarray:
+        """(rank,) whether a column, not before ``start``, is a multiple of an earlier one to the rounding of tiles."""
+        size = np.sqrt(np.maximum(self._core.diagonal(), 0))
+        size[size == 0] = np.inf
+        nearest = 1 - COPY * np.finfo(self.precision).eps
+        found = np.zeros(self.rank, bool)
+        for column in range(start, self.rank):
+            before = np.abs(self._core[:column, column]) / size[:column]
+            found[column] = np.any(before[~found[:column]] >= nearest * size[column])
+        return found
+
+    def _give_back(self, copies: np.ndarray) -> None:
+        kept = np.flatnonzero(~copies)
+        self._barred[self._drawn[copies]] = True
+        for place, column in enumerate(kept):
+            if place != column:
+                self._columns[:, place] = self._columns[:, column]
+        self._core = np.asfortranarray(self._core[np.ix_(kept, kept)])
+        self._drawn, self.rank = self._drawn[kept], len(kept)
 
     def _multiplied(self, start: int, stop: int) -> np.ndarray:
         return self._gram.columns(self._drawn[start:stop], self.precision)
 
     def _among(self, rank: int) -> np.ndarray:
-        return self._columns[self._drawn[:rank], self.rank : rank].astype(np.float64, order="F")
+        return self._columns[self._drawn, self.rank : rank].astype(np.float64, order="F")
 
     def _norm(self) -> float:
         with np.errstate(over="ignore"):

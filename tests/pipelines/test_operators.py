@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import operators
 from pipelines.errors import DataError
 from pipelines.operators import GramOperator, cross_block, predict
 from pipelines.tilesource import index_set
@@ -61,6 +62,16 @@ def test_dense_equals_the_masked_matrix(case: tuple[MemoryTiles, np.ndarray, np.
         np.testing.assert_array_equal(part(out), part(expected.astype(np.float32)))
     np.testing.assert_array_equal(operator.diag(), np.diag(expected))
     assert operator.dtype == source.matrix.dtype
+
+
+def test_a_lower_triangle_leaves_what_is_above_alone() -> None:
+    """Protects the memory of a triangle: of tiles on the diagonal, too, only squares on it are written."""
+    matrix = symmetric_matrix(700, "float32")
+    rows = np.delete(np.arange(700), [3, 400])
+    out = np.full((698, 698), np.nan, order="F")
+    GramOperator(MemoryTiles(matrix, 600), rows).dense(out=out, triangle="lower")
+    np.testing.assert_array_equal(np.tril(out), np.tril(matrix[np.ix_(rows, rows)]))
+    assert np.isfinite(np.triu(out, 1)[np.triu_indices(698, 1)]).sum() < 698 * operators.PANEL / 2
 
 
 @settings(deadline=None, max_examples=60)

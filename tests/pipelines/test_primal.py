@@ -33,6 +33,7 @@ from pipelines.solvers.primal import (
     PrimalFalkon,
     PrimalGradients,
 )
+from pipelines.solvers.sketch import MULTIPLIED_COLUMNS
 from pipelines.speed import Speed
 
 RIDGES = (1.0, 1e-2, 1e-4)
@@ -251,6 +252,19 @@ def test_two_passes_serve_the_whole_path() -> None:
     PrimalEigen(loo=True).solve(operator, RIDGES, Y)
     assert isinstance(operator.source, MemoryFeatures)
     assert set(operator.source.reads.values()) == {2}
+
+
+def test_any_number_of_systems_shares_a_pass() -> None:
+    """Protects iterations of many ridges and classes from reading the features more than once each."""
+    operator, _ = system("tall")
+    assert isinstance(operator.source, MemoryFeatures)
+    V = np.ones((operator.width, MULTIPLIED_COLUMNS + 100))
+    products_alone, reads = primal.Covariance(operator, np.ones(operator.width)), operator.source.reads
+    one = products_alone.matmul(V[:, :1])
+    before = dict(reads)
+    product = products_alone.matmul(V)
+    assert dict(reads) == {block: 2 * count for block, count in before.items()}
+    np.testing.assert_allclose(product[:, :1], one, rtol=1e-12)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines import tasks
-from pipelines.errors import DataError, ExperimentError, NumericalError
+from pipelines.errors import ChunkLost, DataError, ExperimentError, NumericalError
 from pipelines.operators import GramOperator
 from pipelines.site import Site
 from pipelines.solvers import Cholesky, Eigen, Solver, Status, base
@@ -465,6 +465,28 @@ def test_mixed_precision_is_not_tried_again_where_it_failed(
     for one, other in zip(whole[1:], resumed, strict=True):
         np.testing.assert_array_equal(one.alpha, other.alpha)
         assert one.notes == other.notes
+
+
+def test_a_tile_that_cannot_be_read_between_ridges_leaves_no_half_factor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Protects a second try on the same state: what reading had begun to overwrite is not taken for a factor."""
+    K, Y = gram_matrix(60), targets(60)
+    solver, ridges = Cholesky(), (1e-2, 1e-3)
+    state = solver.factor(GramOperator(MemoryTiles(K, 16), np.arange(60)), ridges)
+    read, missing = MemoryTiles.read_tile, [True]
+
+    def reading(self: MemoryTiles, i: int, j: int) -> np.ndarray:
+        if missing and (i, j) == (2, 1) and state.factored is None:
+            raise ChunkLost("gone")
+        return read(self, i, j)
+
+    monkeypatch.setattr(MemoryTiles, "read_tile", reading)
+    with pytest.raises(ChunkLost):
+        solver.solve(state, Y)
+    missing.clear()
+    for one, other in zip(solver.solve(state, Y), solutions(solver, K, Y, ridges), strict=True):
+        np.testing.assert_allclose(one.alpha, other.alpha, rtol=1e-10)
 
 
 def test_equal_samples_and_a_ridge_below_rounding_end_in_a_named_error() -> None:
