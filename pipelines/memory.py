@@ -62,7 +62,7 @@ def by_the_page(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """An array of zeros in Fortran order that takes memory where it is written to, page by page.
 
     NumPy's own arrays ask Linux for huge pages: of a matrix of which one triangle is written they take the whole, and
-    ten times as long, since huge pages are cleared, and on a virtual machine asked of its host, each.
+    several times as long, since huge pages are cleared, and on a virtual machine asked of its host, each.
 
     Raises:
         MemoryError: the system refuses so many addresses.

@@ -140,8 +140,7 @@ class Sketch(ABC):
         r, nothing = self.rank, np.empty((0, 0))
         noise = float(np.finfo(self.precision).eps) * self._norm()
         if noise == 0.0:
-            trace, peak = float(self._beyond.sum()), float(self._beyond.max())
-            return Spectrum(np.empty(0), nothing, nothing, 0.0, r, self.precision, trace, peak)
+            return Spectrum(np.empty(0), nothing, nothing, 0.0, r, self.precision, *self._missed())
         for _ in range(SHIFT_TRIES):
             try:
                 shifted = self._core.copy(order="F")
@@ -165,8 +164,11 @@ class Sketch(ABC):
         noise = max(noise, float(np.finfo(self.precision).eps * np.linalg.norm(values) * terms))
         first = int(np.searchsorted(values, RESOLVED * noise))
         kept = values[first:][::-1], vectors[:, first:][:, ::-1]
-        trace, peak = float(self._beyond.sum()), float(self._beyond.max())
-        return Spectrum(*kept, factor, noise, r, self.precision, trace, peak)
+        return Spectrum(*kept, factor, noise, r, self.precision, *self._missed())
+
+    def _missed(self) -> tuple[float, float]:
+        """``trace`` and ``peak`` of a spectrum."""
+        return float(self._beyond.sum()), float(self._beyond.max())
 
     def eigenvectors(self, spectrum: Spectrum) -> np.ndarray:
         """(n, k) eigenvectors of this sketch's spectrum, in its precision and in its place: it is used up.
@@ -246,8 +248,8 @@ class ColumnSketch(Sketch):
     """Of columns of a Gram matrix, each growth drawn by what the diagonal of K has beyond the sketch so far.
 
     That is randomly pivoted Cholesky in a few large blocks (Chen, Epperly, Tropp, Webber 2024), where R6 takes a
-    Gaussian omega: samples that nothing drawn so far resembles are sure to be drawn, copies of drawn ones are not, and
-    of copies that are drawn together all but one are given back for others.
+    Gaussian omega: samples that nothing drawn so far resembles are the likeliest to be drawn, copies of drawn ones the
+    least, and of copies that are drawn together all but one are given back for others, a few times over.
     """
 
     def __init__(self, K: GramOperator, precision: str, capacity: int, seed: int) -> None:
@@ -262,10 +264,11 @@ class ColumnSketch(Sketch):
             start = self.rank
             self._drawn = np.concatenate((self._drawn, self._draw(rank - len(self._drawn), attempt)))[:rank]
             super().grow(rank)
-            copies = self._copies(start)
-            if attempt + 1 == DRAWS or not copies.any():
-                return
-            self._give_back(copies)
+            if attempt + 1 < DRAWS:
+                copies = self._copies(start)
+                if not copies.any():
+                    return
+                self._give_back(copies)
 
     def anew(self, precision: str, capacity: int) -> ColumnSketch:
         """Of the same columns and others, as far as there is room for them: of some of them, at random, if need be."""
