@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import common
 import numpy as np
@@ -37,12 +38,15 @@ SCIKIT = "KernelRidge"
 
 @dataclass(frozen=True)
 class Size:
+    """rounds: that are measured; what takes longer varies less."""
+
     n: int
     side: int
+    rounds: int = 1
 
 
 def sizes(options: Options) -> tuple[Size, ...]:
-    return (Size(3000, 512),) if options.quick else (Size(10_000, 2048), Size(20_000, 2048))
+    return (Size(3000, 512),) if options.quick else (Size(10_000, 2048, 3), Size(20_000, 2048))
 
 
 def samples(n: int) -> np.ndarray:
@@ -195,47 +199,79 @@ class Walls:
     peers: dict[str, float | None]
 
 
-def measure(report: Report, size: Size, dtype: str) -> Walls:
-    name = f"n = {size.n:,}, {dtype}"
-    one = in_child(lapack, size.n, dtype)
+@dataclass(frozen=True)
+class Round:
+    """One measurement of everything, one after the other. potrf: CPU seconds before and after ours. failed: errors."""
+
+    potrf: tuple[float, float]
+    ours: Ours
+    in_memory: float
+    peers: dict[str, float]
+    failed: dict[str, str]
+
+
+def one_round(size: Size, dtype: str) -> Round:
+    before = in_child(lapack, size.n, dtype)
     with tempfile.TemporaryDirectory() as folder:
         run = ours(Path(folder), size, dtype)
         inside = in_child(in_memory, Path(folder), size.n, dtype)
-    again = in_child(lapack, size.n, dtype)
-    potrf = (one + again) / 2
+    after = in_child(lapack, size.n, dtype)
+    peers: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    # A peer that can't is a row of the table too.
+    try:
+        peers[FACTOR_BY_DASK], peers[SOLVED_BY_DASK] = dask_array(size, dtype)
+    except Exception as error:
+        failed[FACTOR_BY_DASK] = failed[SOLVED_BY_DASK] = type(error).__name__
+    try:
+        peers[SCIKIT] = in_child(scikit, size.n, dtype)
+    except Exception as error:
+        failed[SCIKIT] = type(error).__name__
+    return Round((before, after), run, inside, peers, failed)
+
+
+def measure(report: Report, size: Size, dtype: str) -> Walls:
+    """Every figure is the median of the rounds."""
+    name = f"n = {size.n:,}, {dtype}"
+    rounds = [one_round(size, dtype) for _ in range(size.rounds)]
+
+    def of_ours(figure: str) -> float:
+        return median(getattr(each.ours, figure) for each in rounds)
+
+    potrf = median(sum(each.potrf) / 2 for each in rounds)
+    single = [seconds for each in rounds for seconds in each.potrf]
     rate = size.n**3 / 3 / 1e9
-    report.add(f"{name}: potrf, one thread", f"{potrf:.1f} CPU s ({one:.1f} before, {again:.1f} after)")
+    report.add(f"{name}: potrf, one thread", f"{potrf:.1f} CPU s ({min(single):.1f} to {max(single):.1f})")
+    cpu, factor, solve = of_ours("cpu"), of_ours("factor"), of_ours("solve")
     _share(
         report,
         f"{name}: CPU time of the factor",
-        f"{run.cpu:.1f} s, {run.system:.1f} of them the system's, {rate / run.cpu:.0f} GFLOP/s",
-        potrf / run.cpu,
+        f"{cpu:.1f} s, {of_ours('system'):.1f} of them the system's, {rate / cpu:.0f} GFLOP/s",
+        potrf / cpu,
         0.85,
     )
-    ideal = potrf / WORKERS
-    _share(report, f"{name}: wall time of the factor", f"{run.factor:.1f} s", ideal / run.factor, 0.70)
-    ratio = run.peak / run.planned
+    _share(report, f"{name}: wall time of the factor", f"{factor:.1f} s", potrf / WORKERS / factor, 0.70)
+    peak, planned = max(each.ours.peak for each in rounds), rounds[0].ours.planned
+    ratio = peak / planned
     report.add(
         f"{name}: peak memory of a worker",
-        f"{megabytes(run.peak)}, planned {megabytes(run.planned)}",
+        f"{megabytes(peak)}, planned {megabytes(planned)}",
         target="within 20 % of the plan",
         ratio=f"{ratio:.2f}",
         met=0.8 <= ratio <= 1.2,
     )
-    peers: dict[str, float | None] = {SOLVED_BY_DASK: None, SCIKIT: None}
-    try:
-        factored, peers[SOLVED_BY_DASK] = dask_array(size, dtype)
-        _beside(report, f"{name}: {FACTOR_BY_DASK}", factored, run.factor, "our factor")
-    except Exception as error:  # a peer that can't is a row of the table too
-        report.add(f"{name}: {FACTOR_BY_DASK}", f"failed: {type(error).__name__}")
-    try:
-        peers[SCIKIT] = in_child(scikit, size.n, dtype)
-    except Exception as error:
-        report.add(f"{name}: {SCIKIT}", f"failed: {type(error).__name__}")
-    for peer, wall in peers.items():
-        if wall is not None:
-            _beside(report, f"{name}: {peer}", wall, run.solve, "our whole solve")
-    return Walls(run.solve, inside, peers)
+    peers: dict[str, float | None] = {}
+    for peer in (FACTOR_BY_DASK, SOLVED_BY_DASK, SCIKIT):
+        walls = [each.peers[peer] for each in rounds if peer in each.peers]
+        peers[peer] = median(walls) if walls else None
+        if not walls:
+            report.add(f"{name}: {peer}", f"failed: {rounds[0].failed[peer]}")
+        elif peer == FACTOR_BY_DASK:
+            _beside(report, f"{name}: {peer}", median(walls), factor, "our factor")
+        else:
+            _beside(report, f"{name}: {peer}", median(walls), solve, "our whole solve")
+    del peers[FACTOR_BY_DASK]
+    return Walls(solve, median(each.in_memory for each in rounds), peers)
 
 
 def mixed(report: Report, size: Size, double: Walls, single: Walls) -> None:
@@ -271,6 +307,10 @@ def main() -> None:
     report.note(
         f"{WORKERS} workers with one BLAS thread each, for us and for dask.array; KernelRidge (kernel = precomputed) "
         f"with {WORKERS} BLAS threads in one process. Ours reads float32 tiles from a store and writes its factor."
+    )
+    rounds = " and ".join(f"{size.rounds} at n = {size.n:,}" for size in sizes(options))
+    report.note(
+        f"Everything is measured in rounds, one after the other, of which medians are given: {rounds}."
     )
     report.note(
         f"A whole solve is the factor, {TARGETS} targets and 32 probes forward, the targets backward, and the residual "
