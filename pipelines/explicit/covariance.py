@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.linalg.blas import dsyrk
 
 from kernels.arrays import Array, namespace, to_host
 
@@ -26,6 +25,7 @@ from ..archives import load_arrays, save_arrays
 from ..errors import NumericalError
 from ..products import Progress, unwatched
 from ..site import Site
+from ..strided import add_square
 from ..tilesource import parts
 from .feature_strips import PANEL, Strip, panels, strips
 from .featuresource import FeatureSource
@@ -162,8 +162,7 @@ def _strip(source: FeatureSource, rows: np.ndarray, Y: np.ndarray, strip: Strip)
     C: Array = out.covariance
     for positions, X in panels(source, rows, strip.blocks):
         if isinstance(X, np.ndarray):
-            # In place: of a C-contiguous panel the transpose is what BLAS takes without a copy.
-            C = dsyrk(1.0, X.T, beta=1.0, c=C, overwrite_c=1)
+            add_square(out.covariance, X.T, lower=False)
         else:
             xp = namespace(X)
             C = xp.asarray(C)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.linalg import LinAlgError, get_lapack_funcs
+from threadpoolctl import threadpool_limits
 
-from . import strided
-
-LARGEST = 12_288
-"""Larger matrices are factored by halves: OpenBLAS' own factor on several threads writes beyond its buffers where n
-exceeds some 16,000 (https://github.com/OpenMathLib/OpenBLAS/issues/2562), and the process dies."""
+from .. import strided
 
 STRIP = 2048
 """Rows of a factor that are cleared at a time."""
@@ -24,13 +21,13 @@ def factor_in_place(matrix: np.ndarray) -> int:
     not positive, as LAPACK's potrf does; the lower triangle is spent then.
     """
     n = len(matrix)
-    if n <= LARGEST:
+    if n <= strided.LARGEST:
         return strided.factor(matrix)
     first, rest = slice(0, n // 2), slice(n // 2, n)
     if order := factor_in_place(matrix[first, first]):
         return order
     strided.divide(matrix[rest, first], matrix[first, first])
-    strided.subtract_square(matrix[rest, rest], matrix[rest, first])
+    strided.add_square(matrix[rest, rest], matrix[rest, first], -1.0)
     order = factor_in_place(matrix[rest, rest])
     return rest.start + order if order else 0
 
@@ -72,5 +69,6 @@ def independent(matrix: np.ndarray) -> np.ndarray:
     """Ascending positions of rows that the others of a positive semidefinite matrix (n, n) follow from, to rounding:
     those of the largest pivots. One at least."""
     (pstrf,) = get_lapack_funcs(("pstrf",), (matrix,))
-    _, order, rank, _ = pstrf(matrix)
+    with threadpool_limits(None if len(matrix) <= strided.LARGEST else 1, user_api="blas"):
+        _, order, rank, _ = pstrf(matrix)
     return np.sort(order[: max(rank, 1)] - 1)

@@ -17,6 +17,7 @@ from ..memory import peak_bytes
 from ..normal import normal_product, transposed_product
 from ..operators import GramOperator, cross_block
 from ..recomputed import GatheredTiles, gathered
+from ..strided import add_square
 from ..tilesource import TileSource
 from .base import (
     Progress,
@@ -129,7 +130,8 @@ class Nystrom(Iterative):
             T, stabiliser = stabilised_factor(among[np.ix_(kept, kept)])
             # All that were drawn: those that are kept are the most unlike each other.
             features = solve_triangular(T, among[kept], trans=1, check_finite=False)
-        inner = features @ features.T / drawn
+        inner = np.zeros((len(features), len(features)))
+        add_square(inner.T, features, 1 / drawn)
         del among, features  # before there is a matrix for each ridge
         A = tuple(upper_factor(inner + shift / K.n * np.eye(len(inner))) for shift in added)
         inputs = digest(K.rows, centres, diagonal, np.array(added))

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky, eigh
-from scipy.linalg.blas import dgemm, dsyrk, dtrsm
-from scipy.linalg.lapack import dpotrf
+from scipy.linalg import eigh
+from scipy.linalg.blas import dgemm
 
 from ..errors import NumericalError
 from ..operators import GramOperator, Symmetric
+from ..strided import add_square, divide
 from ..tile_files import all_finite
+from .blocked_factor import factor_in_place
 
 SKETCH_COLUMNS = 2048
 """Columns that one pass over the matrix takes at most: workers hold a square's rows of them."""
@@ -48,8 +49,8 @@ class Spectrum:
     """What a sketch of ``rank`` columns shows of K.
 
     values: (k,) float64, descending: eigenvalues of an approximation that is at most K, those above rounding.
-    vectors: (rank, k) so that B vectors / sqrt(values) are their eigenvectors. factor: (rank, rank) upper
-    triangular, B = (K omega) factor^-1. noise: what rounding may have made of an eigenvalue. trace, peak:
+    vectors: (rank, k) so that B vectors / sqrt(values) are their eigenvectors. factor: (rank, rank), of which the lower
+    triangle is meant, B = (K omega) factor^-T. noise: what rounding may have made of an eigenvalue. trace, peak:
     the trace of K - B B^T and the largest entry of its diagonal.
     """
 
@@ -132,7 +133,7 @@ class Sketch(ABC):
         )
 
     def spectrum(self) -> Spectrum:
-        """Eigenvalues of B B^T, B = Y C^-1 with Y = K omega and C^T C = omega^T Y + noise I.
+        """Eigenvalues of B B^T, B = Y L^-T with Y = K omega and L L^T = omega^T Y + noise I.
 
         That is K omega (omega^T K omega + noise I)^-1 omega^T K: at most K, and stable, since what is added is what
         rounding may have made of omega^T Y (there, Algorithm 2.1 adds it to K as well and takes it off again).
@@ -142,22 +143,19 @@ class Sketch(ABC):
         if noise == 0.0:
             return Spectrum(np.empty(0), nothing, nothing, 0.0, r, self.precision, *self._missed())
         for _ in range(SHIFT_TRIES):
-            try:
-                shifted = self._core.copy(order="F")
-                shifted.flat[:: r + 1] += noise
-                factor = cholesky(shifted, overwrite_a=True, check_finite=False)
+            factor = self._core.copy(order="F")
+            np.einsum("ii->i", factor)[:] += noise
+            if not factor_in_place(factor):
                 break
-            except LinAlgError:
-                noise *= 10
+            noise *= 10
         else:
             raise AssertionError("no shift makes a finite matrix positive definite")
-        del shifted
         gram = np.zeros((r, r), order="F")
         for rows in row_blocks(self._n):
             some = self._factored(rows, factor)
             self._beyond[rows] = np.maximum(self._K.diag()[rows] - np.einsum("ij,ij->i", some, some), 0.0)
-            gram = dsyrk(1.0, some, beta=1.0, c=gram, trans=1, overwrite_c=1)
-        values, vectors = eigh(gram, lower=False, overwrite_a=True, check_finite=False, driver="evd")
+            add_square(gram, some.T)
+        values, vectors = eigh(gram, lower=True, overwrite_a=True, check_finite=False, driver="evd")
         # In B^T B, and in eigenvectors, what is smaller by so much than the largest eigenvalues is rounding too: of
         # sums over n samples where no digits are left beyond those of the sketch.
         terms = np.sqrt(self._n) if self.precision == "float64" else 1.0
@@ -184,25 +182,25 @@ class Sketch(ABC):
         for rows in row_blocks(self._n):
             some = dgemm(1.0, self._factored(rows, spectrum.factor), weights)
             if self.precision == "float64":
-                gram = dsyrk(1.0, some, beta=1.0, c=gram, trans=1, overwrite_c=1)
+                add_square(gram, some.T)
             out[rows] = some
         # The squares in B^T B leave eigenvectors orthonormal to about the rounding of float64 times
         # values[0] / values[-1]. P^-1 is positive definite where that is far below values[-1] / values[0]: in float32
         # it is, since the quotient is at most 1 / (RESOLVED eps); in float64 a step of Cholesky QR is due.
         if self.precision == "float64":
-            correction, failed = dpotrf(gram, lower=0, clean=1, overwrite_a=1)
+            failed = factor_in_place(gram)
             if failed:  # what is left is of as many columns as are independent
-                k = failed - 1
-                correction, out = np.asfortranarray(correction[:k, :k]), out[:, :k]
+                out = out[:, : failed - 1]
+            correction = gram[: out.shape[1], : out.shape[1]]
             for rows in row_blocks(self._n):
-                some = np.asfortranarray(out[rows])
-                out[rows] = dtrsm(1.0, correction, some, side=1, overwrite_b=1)
+                divide(out[rows], correction)
         return out
 
     def _factored(self, rows: slice, factor: np.ndarray) -> np.ndarray:
         """Rows of B, in Fortran order."""
         some = self._columns[rows, : self.rank].astype(np.float64, order="F")
-        return dtrsm(1.0, factor, some, side=1, overwrite_b=1)
+        divide(some, factor)
+        return some
 
 
 class GaussianSketch(Sketch):

@@ -8,13 +8,14 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.solvers import blocked_factor, strided
+from pipelines import strided
+from pipelines.solvers import blocked_factor
 from pipelines.solvers.blocked_factor import factor_in_place, upper_factor
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocked_factor, "LARGEST", 4)
+    monkeypatch.setattr(strided, "LARGEST", 4)
     monkeypatch.setattr(blocked_factor, "STRIP", 5)
 
 
@@ -59,7 +60,7 @@ def test_parts_of_a_matrix_are_worked_on_where_they_lie(dtype: str) -> None:
     expected[rows, columns] = scipy.linalg.solve_triangular(lower, before[rows, columns].T, lower=True).T
     np.testing.assert_allclose(whole, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
     before = whole.copy(order="F")
-    strided.subtract_square(whole[5:10, 9:14], before[1:6, 0:3])
+    strided.add_square(whole[5:10, 9:14], before[1:6, 0:3], -1.0)
     expected = before.copy(order="F")
     expected[5:10, 9:14] -= np.tril(before[1:6, 0:3] @ before[1:6, 0:3].T)
     np.testing.assert_allclose(whole, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
