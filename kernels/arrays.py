@@ -12,6 +12,10 @@ Array = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray``; every public function says which shapes it takes."""
 
 
+PANEL = 8192
+"""Rows of ``inner_products`` that are computed at a time."""
+
+
 def _is_device(array: Array) -> bool:
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(array, cupy.ndarray)
@@ -53,6 +57,21 @@ def to_device(array: Array) -> Array:
     import cupy
 
     return cupy.asarray(array)
+
+
+def inner_products(a: Array, b: Array, out: Array | None = None) -> Array:
+    """The (n, m) products a @ b.T of the rows of a (n, d) and b (m, d), in ``out`` where it is given.
+
+    By panels of a's rows. Of an array with itself NumPy would compute all of them by BLAS's syrk, and OpenBLAS' own on
+    several threads writes beyond its buffers where n exceeds some 16,000: the process dies.
+    """
+    xp = namespace(a, b)
+    if out is None:
+        out = xp.empty((len(a), len(b)), xp.result_type(a, b))
+    for start in range(0, len(a), PANEL):
+        panel = slice(start, start + PANEL)
+        xp.matmul(a[panel], b.T, out=out[panel])
+    return out
 
 
 def why_no_device() -> str | None:

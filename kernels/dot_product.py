@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .arrays import Array, namespace
+from .arrays import Array, inner_products, namespace
 from .base import Cost, Kernel, KernelError, Prepared, require_float, row_ids, same_rows
 from .parameters import (
     LARGEST_DEGREE,
@@ -198,7 +198,7 @@ class HomogeneousKernel(Kernel):
                 f"prepared blocks do not match: {unit_a.dtype} vectors of {unit_a.shape[1]} features "
                 f"against {unit_b.dtype} vectors of {unit_b.shape[1]}"
             )
-        xp.matmul(unit_a, unit_b.T, out=out)
+        inner_products(unit_a, unit_b, out)
         i, j = same_rows(a, b)
         if len(i):
             i, j = xp.asarray(i), xp.asarray(j)

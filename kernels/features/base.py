@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 
-from ..arrays import Array, namespace
+from ..arrays import Array, inner_products, namespace
 from ..base import Cost, Kernel, KernelError, Prepared, require_float, row_ids
 
 FEATURES = "features"
@@ -156,13 +156,12 @@ class FeatureMap(Kernel):
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         phi, psi = a.arrays[FEATURES], b.arrays[FEATURES]
-        xp = namespace(phi, psi)
         if phi.shape[1:] != psi.shape[1:] or phi.dtype != psi.dtype:
             raise KernelError(
                 f"prepared blocks do not match: {phi.shape[1]} {phi.dtype} features against {psi.shape[1]} "
                 f"{psi.dtype} ones"
             )
-        return xp.matmul(phi, psi.T)
+        return inner_products(phi, psi)
 
     def diag(self, a: Prepared) -> Array:
         phi = a.arrays[FEATURES]

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from .. import fused
-from ..arrays import Array, namespace, to_host
+from ..arrays import Array, inner_products, namespace, to_host
 from ..base import Cost, KernelError, Prepared, SamplesError, require_float
 from ..cuda import entrywise
 from ..deep import FullyConnected
@@ -201,7 +201,7 @@ def inverse_root(K: Array, epsilon: float, rounding: float) -> Array:
     """Symmetric (K + epsilon d I)^(-1/2) of K (M, M) float64; parameters and errors are those of ``whitening``."""
     s, V = _directions(K, epsilon, rounding)
     V = V * s**-0.25
-    return V @ V.T
+    return inner_products(V, V)
 
 
 def _directions(K: Array, epsilon: float, rounding: float) -> tuple[Array, Array]:

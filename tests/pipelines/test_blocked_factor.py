@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from pipelines import strided
 from pipelines.solvers import blocked_factor
@@ -66,6 +67,25 @@ def test_parts_of_a_matrix_are_worked_on_where_they_lie(dtype: str) -> None:
     np.testing.assert_allclose(whole, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 23),
+    k=st.integers(1, 6),
+    lower=st.booleans(),
+    transposed=st.booleans(),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_squares_are_added_to_one_triangle(n: int, k: int, lower: bool, transposed: bool, dtype: str) -> None:
+    """Protects both orders of factors and both triangles, by halves down to single rows and columns."""
+    rng = np.random.default_rng(n + 31 * k)
+    factor = np.asarray(rng.standard_normal((n, k)).astype(dtype), order="C" if transposed else "F")
+    matrix = np.asfortranarray(rng.standard_normal((n, n)).astype(dtype))
+    part = np.tril if lower else np.triu
+    expected = matrix + 0.5 * part(factor @ factor.T)
+    strided.add_square(matrix, factor, 0.5, lower)
+    np.testing.assert_allclose(matrix, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [0, 4, 5, 6, 14, 22])
 def test_the_first_minor_that_is_not_positive_is_lapack_s(bad: int) -> None:
     """Protects the message that names the pivot."""
@@ -97,8 +117,26 @@ def test_a_matrix_beyond_openblas_s_buffers(monkeypatch: pytest.MonkeyPatch) -> 
         matrix[rows] = np.cos(ramp[rows, None] - ramp)
     matrix[np.diag_indices(n)] += 1.0
     column = matrix[:, 5].copy()
-    assert factor_in_place(matrix) == 0
+    with threadpool_limits(2, user_api="blas"):
+        assert factor_in_place(matrix) == 0
     L = np.tril(matrix[:6, :6])
     np.testing.assert_allclose(np.tril(matrix[:, :6]) @ L[5], column, rtol=1e-10, atol=1e-10)
     last = matrix[-1].copy()
     assert float(last @ last) == pytest.approx(2.0, rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "dtype"), [(20_000, "float64"), (40_000, "float32")])
+def test_squares_beyond_openblas_s_buffers(n: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects factors by halves of still larger matrices, covariances of many features and sketches of high rank
+    against the death of the process in syrk on several threads."""
+    monkeypatch.undo()
+    factor = np.random.default_rng(0).standard_normal((n, 64)).astype(dtype)
+    matrix = np.zeros((n, n), dtype, order="F")
+    with threadpool_limits(2, user_api="blas"):
+        strided.add_square(matrix, factor)
+    rows = np.random.default_rng(1).integers(0, n, (2, 1000))
+    below, at = rows.max(axis=0), rows.min(axis=0)
+    expected = np.einsum("ij,ij->i", factor[below], factor[at], dtype=np.float64)
+    np.testing.assert_allclose(matrix[below, at], expected, atol=1e-3 if dtype == "float32" else 1e-11)
+    assert not matrix[0, 1:].any()
