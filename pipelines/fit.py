@@ -28,7 +28,7 @@ from .solvers.choose import IN_MEMORY
 from .stores import FeatureStore, Store
 from .tilesource import TileSource
 
-REVISION = 8
+REVISION = 9
 """Raised whenever a solve or an evaluation gives other numbers, so that stored results are not used again."""
 
 SMALL = 3000
@@ -266,6 +266,7 @@ class Fitting:
             def passed(done: int, total: int, message: str) -> None:
                 self.progress(len(ridges) - total + done, len(ridges), message)
 
+            passed(0, len(left), RIDGES)  # a factor is made before the solver tells of any
             for solution in solver.solve(solver.factor(K, left), targets, passed):
                 found[solution.ridge] = kept.told(solution)
                 kept.save(solution)

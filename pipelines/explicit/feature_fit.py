@@ -19,7 +19,7 @@ from ..tilesource import TileSource
 from . import feature_products
 from .featuresource import FeatureSource
 
-REVISION = 6
+REVISION = 7
 """Raised whenever a solve or an evaluation on features gives other numbers, so that stored results are not used
 again."""
 

@@ -21,7 +21,7 @@ from .base import (
     require_finite,
     unwatched,
 )
-from .iterated import PROBES, SYSTEM_ARRAYS, Iterative, digest
+from .iterated import PROBE_ERROR, PROBES, SYSTEM_ARRAYS, Iterative, digest
 from .iterations import State, Systems
 from .preconditioner import (
     EXPECTED,
@@ -135,12 +135,15 @@ class ConjugateGradient(Iterative):
         probes = self.signs(K.n)
         right = np.concatenate((targets.T, probes))
         added = np.array(state.shifts)
+        least = [state.preconditioner.effective_dimension(shift) for shift in state.shifts]
         systems = Systems(
             lambda V, groups: _times(K, V) + added[groups, None] * V,
             lambda R, groups: state.preconditioner.solve(R, added[groups]),
             np.broadcast_to(right, (len(added), *right.shape)),
             self.tolerances(t),
             t,
+            # No eigenvalue of K + shift I is below the shift: the error of shift z^T x is at most |r|^2.
+            lambda group, product: PROBE_ERROR * min(added[group] * product, least[group]),
         )
         inputs = self.inputs(state.inputs, targets)
         folder = state.folder / f"iterations-{inputs}" if state.folder is not None else None
@@ -157,7 +160,7 @@ class ConjugateGradient(Iterative):
                 status=self.status(residual),
                 residual=residual,
                 iterations=int(iteration.iterations[group]),
-                effective_dimension=_effective_dimension(state, systems, iteration, group),
+                effective_dimension=_effective_dimension(state, systems, iteration, group, least[group]),
                 seconds=float(iteration.seconds[group]) + state.seconds / len(state.ridges),
                 peak_bytes=peak_bytes(),
                 jitter=state.jitter,
@@ -172,9 +175,10 @@ class ConjugateGradient(Iterative):
 
 
 def _effective_dimension(
-    state: ConjugateGradientState, systems: Systems, iteration: State, group: int
+    state: ConjugateGradientState, systems: Systems, iteration: State, group: int, least: float
 ) -> float | None:
-    """d = tr K (K + shift I)^-1 by the probes (Hutchinson); None where they were not solved.
+    """d = tr K (K + shift I)^-1 by the probes (Hutchinson); None where they were not solved. least: the
+    preconditioner's own.
 
     Either of two matrices is probed: K (K + shift I)^-1 less the preconditioner's approximation of it, whose trace is
     known, or R = shift (K + shift I)^-1, of trace n - d. Both have eigenvalues between 0 and 1, so that the variance
@@ -187,7 +191,6 @@ def _effective_dimension(
     n, shift, known = state.operator.n, state.shifts[group], state.preconditioner
     probes = systems.right[group, systems.measured :]
     left = shift * np.einsum("kn,kn->k", probes, iteration.X[rows])
-    least = known.effective_dimension(shift)
     dimension = n - float(left.mean())
     if dimension - least < n - dimension:
         rest = n - left - known.quadratic_forms(probes, shift)

@@ -19,7 +19,11 @@ PROBES = 4
 """Random right-hand sides that are solved along for the effective dimension."""
 
 PROBE_TOLERANCE = 1e-3
-"""Their relative residual: the error that it makes in z^T A^-1 z is its square."""
+"""Their relative residual: the error that it makes in z^T A^-1 z is about its square."""
+
+PROBE_ERROR = 1e-3
+"""The relative error of what they tell, where a bound is known that allows for a larger residual: their number alone
+makes it larger."""
 
 SYSTEM_ARRAYS = 7
 """(ridges * columns, n) float64 arrays at the peak: three of the state, directions, products, two of scratch."""

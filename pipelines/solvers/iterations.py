@@ -6,6 +6,7 @@ residual, measured on the operator and not taken from the recursion, is small en
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,7 +31,9 @@ class Systems:
 
     apply: A. precondition: an approximate inverse of A, itself symmetric positive definite, as ``apply``. right:
     (r, c, n) float64 right-hand sides; may be a broadcast view. tolerances: (c,) relative residuals that are asked
-    for. measured: the first so many of the c systems are what a group's measured residual is about.
+    for. measured: the first so many of the c systems are what a group's measured residual is about; the others are
+    probes. enough: (group, b^T x of a probe) -> the squared residual at which b^T A^-1 b is known well enough, where
+    that is more than its tolerance asks for.
     """
 
     apply: Apply
@@ -38,6 +41,7 @@ class Systems:
     right: np.ndarray
     tolerances: np.ndarray
     measured: int
+    enough: Callable[[int, float], float] = lambda group, product: 0.0
 
     @property
     def tolerance(self) -> float:
@@ -52,10 +56,17 @@ class Systems:
     def unsolved(self, state: State, rows: slice) -> np.ndarray:
         """Which of these rows have recursive residuals above what is asked for."""
         r, c, _ = self.right.shape
-        bounds = [
-            self.tolerances[k % c] * np.linalg.norm(self.right[k // c, k % c]) for k in range(r * c)[rows]
-        ]
+        bounds = [self.bound(state, k) for k in range(r * c)[rows]]
         return _lengths(state.R[rows]) > bounds
+
+    def bound(self, state: State, row: int) -> float:
+        """The recursive residual at which a row is solved."""
+        group, column = divmod(row, self.right.shape[1])
+        b = self.right[group, column]
+        bound = float(self.tolerances[column] * np.linalg.norm(b))
+        if column < self.measured:
+            return bound
+        return max(bound, math.sqrt(max(self.enough(group, float(b @ state.X[row])), 0.0)))
 
     def solved(self, state: State, rows: slice) -> bool:
         """Whether the recursive residuals of these rows are as small as asked for."""
@@ -231,7 +242,7 @@ def _advance(systems: Systems, state: State, live: np.ndarray, products: np.ndar
     c = systems.right.shape[1]
     going: list[int] = []
     for k, q in zip(live.tolist(), products, strict=False):
-        length, column = float(state.P[k] @ q), k % c
+        length = float(state.P[k] @ q)
         if not length > 0:  # also where it is not a number
             group = k // c
             quotient = length / float(state.P[k] @ state.P[k])
@@ -241,8 +252,7 @@ def _advance(systems: Systems, state: State, live: np.ndarray, products: np.ndar
         step = float(state.rz[k]) / length
         state.X[k] += step * state.P[k]
         state.R[k] -= step * q
-        bound = systems.tolerances[column] * float(np.linalg.norm(systems.right[k // c, column]))
-        if float(np.linalg.norm(state.R[k])) <= bound:
+        if float(np.linalg.norm(state.R[k])) <= systems.bound(state, k):
             state.live[k] = False
         else:
             going.append(k)

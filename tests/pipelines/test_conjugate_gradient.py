@@ -19,9 +19,10 @@ from pipelines import products, tasks
 from pipelines.errors import DataError, ExperimentError
 from pipelines.operators import GramOperator
 from pipelines.site import Site
+from pipelines.solvers import conjugate_gradient, iterated
 from pipelines.solvers.base import Solution, Status
 from pipelines.solvers.conjugate_gradient import ConjugateGradient
-from pipelines.solvers.iterated import STATE_FILE
+from pipelines.solvers.iterated import PROBE_ERROR, PROBE_TOLERANCE, STATE_FILE
 from pipelines.solvers.preconditioner import preconditioner_bytes
 
 NO_PRECONDITIONER = 1
@@ -122,6 +123,30 @@ def test_what_the_effective_dimension_leaves_of_n_is_estimated_where_it_is_small
             assert exact < 1e-3 * n
             assert one.effective_dimension is not None
             assert n - one.effective_dimension == pytest.approx(exact, rel=0.2)
+
+
+@pytest.mark.parametrize(("ridge", "spared"), [(1e-1, False), (1e-3, False), (1e-5, True), (1e-7, False)])
+def test_probes_end_where_what_they_tell_is_known(
+    ridge: float, spared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects the effective dimension, and n less it, from probes that end too early; and passes that only further
+    digits of them would ask for."""
+    n = 500
+    K = gaussian(n, scale=1.5)
+    Y = np.linalg.eigh(K)[1][:, -3:]  # solved at once: the iterations are those of the probes
+    solver = ConjugateGradient(tolerance=1e-4, rank_bytes=preconditioner_bytes(n, 60, "float32"))
+    (found,) = solve(K, [ridge], Y, solver)
+    monkeypatch.setattr(conjugate_gradient, "PROBE_ERROR", 0.0)
+    (longer,) = solve(K, [ridge], Y, solver)
+    monkeypatch.setattr(iterated, "PROBE_TOLERANCE", 0.0)
+    (exact,) = solve(K, [ridge], Y, replace(solver, tolerance=1e-10))
+    assert found.iterations < exact.iterations
+    assert (found.iterations < longer.iterations) is spared
+    assert found.effective_dimension is not None
+    assert exact.effective_dimension is not None
+    known = min(exact.effective_dimension, n - exact.effective_dimension)
+    error = max(PROBE_ERROR * known, PROBE_TOLERANCE**2 * n)
+    assert found.effective_dimension == pytest.approx(exact.effective_dimension, rel=0, abs=error)
 
 
 def test_all_columns_and_ridges_share_one_product_an_iteration() -> None:
