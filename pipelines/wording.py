@@ -24,8 +24,9 @@ ITERATIONS = "iterations"
 
 def first_line(error: BaseException) -> str:
     """Of an error's message, cut off between words where it is long."""
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    return textwrap.shorten(line, 160, placeholder=" ...")
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    parts = textwrap.wrap(line, 156, break_on_hyphens=False)
+    return line if len(parts) == 1 else f"{parts[0]} ..."
 
 
 def score_text(value: float | None, metric: str) -> str:

@@ -22,6 +22,7 @@ from pipelines.wording import (
     NO_PLOTS,
     ORACLE,
     bytes_text,
+    first_line,
     kernel_phrase,
     number_text,
     ridge_text,
@@ -579,6 +580,14 @@ def test_a_ridge_reads_back(ridge):
 def test_numbers_read_naturally(text, wanted):
     """Protects units and precision."""
     assert text == wanted
+
+
+def test_a_long_message_is_cut_off_between_words():
+    """Protects what a message of damage says: also where one of its words, as a path, is longer than a line."""
+    assert first_line(ValueError("word " * 100)) == "word " * 31 + "..."
+    assert first_line(ValueError("short\nand more")) == "short"
+    assert first_line(OSError("cannot open /" + "x" * 300)) == "cannot open /" + "x" * 143 + " ..."
+    assert first_line(ValueError()) == first_line(ValueError("\n")) == "ValueError"
 
 
 def test_kernels_have_names_that_people_use():
