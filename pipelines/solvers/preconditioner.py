@@ -269,8 +269,13 @@ def _next(
     if rank <= useful:
         return here, HALF if useful >= (price.n + 1) // 2 else full
     if before is not None and 0 < len(before.values) < known:
-        # The spectrum goes on falling as it fell over the last growth.
-        power = math.log(_tail(before) / tail) / math.log(known / len(before.values))
+        # The spectrum goes on falling as it fell over the last growth. Where rounding cut off both sketches their ends
+        # say what it hides, and not how the spectrum falls: it does as over the last half of what is known.
+        count, end = len(before.values), _tail(before)
+        if wider != precision and count < before.rank:
+            count = (known + 1) // 2
+            end = float(spectrum.values[count - 1])
+        power = math.log(end / tail) / math.log(known / count)
         ahead = tail * (useful / rank) ** max(power, 0.0)
         saved = price.solving(tail, known) - price.solving(ahead, rank)
         if saved < price.growing(rank, rank - useful if wider == precision else rank, wider):

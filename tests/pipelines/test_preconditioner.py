@@ -324,6 +324,17 @@ def test_single_precision_stays_where_double_would_not_reach_further() -> None:
     )
 
 
+def test_what_rounding_cuts_off_is_not_how_a_spectrum_falls() -> None:
+    """Protects kernels of large values that differ little, of which two sketches in a row end in the rounding of
+    float32, at the same eigenvalue: iterations were seven times as many as with a sketch in float64."""
+    K = operator(1000 + gaussian(600))
+    solver = ConjugateGradient(pass_columns=50.0, absolute=True)
+    state = solver.factor(K, [1e-3])
+    assert isinstance(state.preconditioner, Preconditioner)
+    assert state.preconditioner.precision == "float64"
+    assert solver.solve(state, targets(600))[0].iterations < 60
+
+
 def test_the_reason_of_a_rank_is_memory_only_where_it_is() -> None:
     """Protects who reads it from buying memory that would change nothing."""
     K = operator(falling(100, 0.5))
