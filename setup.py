@@ -9,6 +9,7 @@ NATIVE = Path("kernels/native")
 SOURCES = runpy.run_path(str(NATIVE / "sources.py"))
 
 setup(
+    options={"build_ext": {"parallel": True}},
     ext_modules=[
         Extension(
             f"kernels.native._{name}",
