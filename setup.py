@@ -22,5 +22,5 @@ setup(
             optional=True,
         )
         for name, flags in SOURCES["INSTRUCTION_FLAGS"].items()
-    ]
+    ],
 )

@@ -50,8 +50,7 @@ class Plan(PlanBase):
 
     @property
     def solve_worker_bytes(self) -> int:
-        solving = self.choice.estimate.worker_bytes
-        return solving + self.worker.total - memory.WORKER_BASE_BYTES if self.recomputed else solving
+        return self.choice.estimate.worker_bytes
 
     @property
     def worker_bytes(self) -> int:
@@ -131,7 +130,18 @@ def make(
         path, remark = "assumed machines", f"rates of profile {assumed.name}, none of them measured"
         speed = assumed.speed(kernel, shape, dtype)
         driver_bytes, free = assumed.driver_bytes, assumed.disk_free
-    problem = _problem(experiment, pools, matrices, entry_operations(kernel, shape, dtype))
+
+    def worker(kernel: Kernel, blocks: int) -> memory.TaskMemory:
+        return memory.task_memory(kernel, shape, like.nbytes, len(pools.train.X), dtype, blocks, worker_bytes)
+
+    all_blocks = -(-len(pools.train.X) // experiment.kernel_object.tile_side(dtype))
+    problem = _problem(
+        experiment,
+        pools,
+        matrices,
+        operations=entry_operations(kernel, shape, dtype),
+        tile_bytes=worker(experiment.kernel_object, all_blocks).total - memory.WORKER_BASE_BYTES,
+    )
     # What prepared blocks take is taken in any case.
     means = solvers.Means(
         workers, driver_bytes, worker_bytes, max(free - samples, 0), speed, square_side(on_devices)
@@ -139,7 +149,7 @@ def make(
     choice = solvers.choose(experiment.solve.method, problem, means)
     if choice.recomputed:
         matrices, kernel = (), experiment.kernel_object
-        blocks = -(-len(pools.train.X) // kernel.tile_side(dtype))
+        blocks = all_blocks
         cost = _cost_of_passes(kernel, shape, dtype, choice.estimate.passes, problem)
     else:
         blocks = missing_blocks(matrices)
@@ -153,9 +163,7 @@ def make(
         samples_bytes=samples,
         disk_free=free,
         workers=workers,
-        worker=memory.task_memory(
-            kernel, shape, like.nbytes, len(pools.train.X), dtype, blocks, worker_bytes
-        ),
+        worker=worker(kernel, blocks),
         worker_limit=worker_bytes,
         train=problem.n,
         driver_limit=driver_bytes,
@@ -167,7 +175,12 @@ def make(
 
 
 def _problem(
-    experiment: Experiment, pools: Pools, matrices: tuple[MatrixPlan, ...], operations: float
+    experiment: Experiment,
+    pools: Pools,
+    matrices: tuple[MatrixPlan, ...],
+    *,
+    operations: float,
+    tile_bytes: int,
 ) -> solvers.Problem:
     solve = experiment.solve
     n = len(fit_rows(pools.split)) if solve.refit else len(pools.split.train)
@@ -182,6 +195,7 @@ def _problem(
         missing_bytes=sum(matrix.disk_bytes for matrix in matrices),
         predicted=rows_held(pools) * n,
         recomputable=not experiment.uses_precomputed,
+        tile_bytes=tile_bytes,
         centres=solve.centres or 0,
         entry_operations=operations,
         spectrum=_spectrum(experiment, pools, n, operations),

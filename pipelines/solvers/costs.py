@@ -59,13 +59,14 @@ TASK_SECONDS = 4e-3
 class Problem:
     """What is to be solved, and what of its matrix is there.
 
-    n: training samples; columns: of the targets; ridges: how many. tiles: as in ``[gram]``. loo, refit: whether
-    they are asked for. dtype: of a factor. itemsize, side: of the matrix's tiles. missing_entries,
-    missing_bytes: of the tiles to be computed and stored first, where they are stored. predicted: entries of the
-    blocks for validation and test samples. recomputable: whether tiles can be computed more than once. centres:
-    of Nystrom, or 0. shifts: what each ridge adds to the diagonal, without jitter. tolerance: of iterations.
-    entry_operations: see ``speed.entry_operations``. spectrum: what is guessed of the matrix's eigenvalues. whitened:
-    whether it is one of features of a Nystrom map, which are coordinates along eigenvectors of its landmarks' matrix.
+    n: training samples; columns: of the targets; ridges: how many. tiles: as in ``[gram]``. loo, refit: whether they
+    are asked for. dtype: of a factor. itemsize, side: of the matrix's tiles. missing_entries, missing_bytes: of the
+    tiles to be computed and stored first, where they are stored. predicted: entries of the blocks for validation and
+    test samples. recomputable: whether tiles can be computed more than once. tile_bytes: what computing one takes of
+    a worker beside what it solves with, where they are recomputed. centres: of Nystrom, or 0. shifts: what each ridge
+    adds to the diagonal, without jitter. tolerance: of iterations. entry_operations: see ``speed.entry_operations``.
+    spectrum: what is guessed of the matrix's eigenvalues. whitened: whether it is one of features of a Nystrom map,
+    which are coordinates along eigenvectors of its landmarks' matrix.
     """
 
     n: int
@@ -81,6 +82,7 @@ class Problem:
     missing_bytes: int = 0
     predicted: int = 0
     recomputable: bool = True
+    tile_bytes: int = 0
     centres: int = 0
     max_iterations: int = 0
     shifts: tuple[float, ...] = ()
@@ -238,6 +240,8 @@ def _iterative(method: str, problem: Problem, means: Means, tiles: str) -> Estim
         method, problem, means, tiles, n * touched, passes, arithmetic, driver, disk, _systems(problem)
     )
     worker = WORKER_BASE_BYTES + normal.worker_bytes(problem.side, m, _systems(problem), problem.itemsize)
+    if tiles == "recomputed":
+        worker += problem.tile_bytes
     found = replace(found, worker_bytes=max(found.worker_bytes, worker))
     return replace(found, obstacle=obstacle_of(found, problem, means))
 
@@ -332,6 +336,7 @@ def _by_passes(
     worker = WORKER_BASE_BYTES + 3 * problem.side**2 * 8 + 2 * means.square * widest * 12
     solve = repeated * arithmetic / speed.worker / workers + handing
     if tiles == "recomputed":
+        worker += problem.tile_bytes
         solve += (repeated * passes * entries + problem.predicted) / speed.entries / workers
         return Estimate(
             method, tiles, 0.0, solve, driver, worker, disk, passes * repeated, task_seconds=handing

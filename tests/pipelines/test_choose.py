@@ -113,6 +113,19 @@ def test_tiles_are_stored_or_recomputed_by_what_costs_less(entries: float, recom
         assert choose("conjugate-gradient", problem(50_000, tiles=tiles), means).estimate.tiles == tiles
 
 
+@pytest.mark.parametrize("method", ["conjugate-gradient", "nystrom"])
+def test_tiles_are_stored_where_a_worker_cannot_compute_them_as_it_multiplies(method: str) -> None:
+    """Protects small workers from a way that is quicker and does not fit: the other one does."""
+    means = replace(LAPTOP, speed=replace(SPEED, entries=1e10), worker_bytes=GIB)
+    one = problem(50_000, centres=1000 if method == "nystrom" else 0)
+    assert choose(method, one, means).recomputed
+    choice = choose(method, replace(one, tile_bytes=GIB), means)
+    assert (choice.recomputed, choice.problem) == (False, "")
+    assert "cannot be: needs" in choice.reason
+    asked = choose(method, replace(one, tile_bytes=GIB, tiles="recomputed"), means)
+    assert "of memory in a worker" in asked.problem
+
+
 def test_conjugate_gradients_must_promise_much_to_be_taken() -> None:
     """Protects from a method whose iterations are a guess: three times quicker than the next, or not at all."""
     taken = set()
