@@ -156,6 +156,7 @@ class FeatureMap(Kernel):
 
     def pair(self, a: Prepared, b: Prepared) -> Array:
         phi, psi = a.arrays[FEATURES], b.arrays[FEATURES]
+        namespace(phi, psi)  # both on one side
         if phi.shape[1:] != psi.shape[1:] or phi.dtype != psi.dtype:
             raise KernelError(
                 f"prepared blocks do not match: {phi.shape[1]} {phi.dtype} features against {psi.shape[1]} "
