@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     # Imported by the fixtures that use it: tests of kernels/ run where Zarr and Dask are not installed.
     import small
 
+# Test processes beside each other have a core each, and threads of a product would wait for those of another: in this
+# process, where a plugin may have loaded NumPy by now, and in those that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    from threadpoolctl import threadpool_limits
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    threadpool_limits(1, user_api="blas")
+
 # What a shell starts in the background, and all that this starts, ignores Ctrl-C; tests send it to their children.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
