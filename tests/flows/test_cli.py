@@ -199,7 +199,7 @@ def test_errors_are_one_line_with_a_documented_exit_code(ran, arguments, code, s
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["K.npy", "K.zarr"])
+@pytest.mark.parametrize("name", ["K.npy", pytest.param("K.zarr", marks=pytest.mark.slow)])
 def test_gram_of_own_arrays_is_dense_and_symmetric(tmp_path, name):
     """Several tiles, ragged at the end: mirrored entries are those of the kernel, readable by anyone."""
     X = np.random.default_rng(0).normal(size=(300, 7, 5, 2))

@@ -169,6 +169,7 @@ def test_a_study_says_its_path_once(folder: Path) -> None:
         assert f"tiles are computed by {COMPILED}" in done.stderr
 
 
+@pytest.mark.slow
 @needs_compiled
 def test_a_run_that_is_resumed_by_another_path_reports_both(folder: Path) -> None:
     """Protects resuming: tiles of the general path are taken by the compiled one, and the report shows the mix."""

@@ -89,7 +89,7 @@ def test_a_solve_that_another_experiment_goes_on_from_is_kept(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "solve",
     [
-        'method = "conjugate-gradient"',
+        pytest.param('method = "conjugate-gradient"', marks=pytest.mark.slow),
         'method = "nystrom"\ncentres = 50\ntolerance = 1e-9',
         'method = "tiled-cholesky"',
     ],
@@ -233,7 +233,11 @@ def flip_a_bit(path: Path) -> None:
     ("name", "told"),
     [
         ("alpha.npy", "alpha.npy is damaged"),
-        ("result.json", "{folder}: the result cannot be read (it is not as it was written)"),
+        pytest.param(
+            "result.json",
+            "{folder}: the result cannot be read (it is not as it was written)",
+            marks=pytest.mark.slow,
+        ),
         *(pytest.param(f"{name}.npy", name, marks=pytest.mark.slow) for name in ("rows", "test_scores")),
     ],
 )
@@ -270,6 +274,7 @@ def test_a_damaged_result_is_not_taken_over(
     assert all((second / one).samefile(third / one) for one in whole)
 
 
+@pytest.mark.slow
 def test_a_result_without_checksums_is_not_taken_over(tmp_path: Path) -> None:
     """Protects from arrays that nothing tells to be whole: those of results that were written without checksums."""
     first = run(tmp_path, 1000)

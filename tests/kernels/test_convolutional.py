@@ -504,7 +504,7 @@ def test_scratch_memory_is_as_stated(kernel: Convolutional, n: int, shape: tuple
     ("kernel", "n", "shape"),
     [
         (network([RELU, RELU], (2, 5), tangent=True), 12, (28, 28, 1)),
-        (network([RELU, RELU], (2, 1), tangent="both"), 64, (16, 16, 1)),
+        pytest.param(network([RELU, RELU], (2, 1), tangent="both"), 64, (16, 16, 1), marks=pytest.mark.slow),
         (network([RELU, RELU], (2, 2), "strided", "same", "both"), 64, (24, 24, 3)),
     ],
 )

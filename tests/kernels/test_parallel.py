@@ -72,7 +72,14 @@ def test_images_of_one_colour_are_exact(name: str, path: str) -> None:
     np.testing.assert_array_equal(K, K.T)
 
 
-@pytest.mark.parametrize("name", ["relu NTK 2-5", "relu both, average, reference", "GAP, relu both, 2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "relu NTK 2-5",
+        "relu both, average, reference",
+        pytest.param("GAP, relu both, 2", marks=pytest.mark.slow),
+    ],
+)
 def test_images_of_opposite_colours_are_exact(name: str, path: str) -> None:
     """Centred images have them: at a cosine of -1 kappa_0 makes as much of its error as at 1."""
     kernel, X = models.MODELS[name], models.images_of_one_colour(5, 24)
