@@ -14,7 +14,7 @@ from pipelines import tasks
 from pipelines.errors import ChunkLost, DataError, ExperimentError, NumericalError
 from pipelines.operators import GramOperator
 from pipelines.site import Site
-from pipelines.solvers import Cholesky, Eigen, Solver, Status, base
+from pipelines.solvers import Cholesky, Eigen, Solver, Status, base, blocked_factor
 from pipelines.solvers import cholesky as cholesky_module
 from pipelines.solvers.base import ACCURATE, extreme_eigenvalues, refine, rounding_level
 from pipelines.solvers.mixed import MixedCholesky
@@ -519,3 +519,18 @@ def test_solutions_are_immutable() -> None:
     (solution,) = solutions(Cholesky(), gram_matrix(5), targets(5), (1.0,))
     with pytest.raises(dataclasses.FrozenInstanceError):
         solution.ridge = 2.0
+
+
+def test_a_ridge_counts_the_time_of_its_own_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects what reports say of a path that was interrupted: the first factor is the first ridge's alone."""
+    clock = [0.0]
+
+    def factored(matrix: np.ndarray) -> int:
+        clock[0] += 100.0
+        return blocked_factor.factor_in_place(matrix)
+
+    monkeypatch.setattr(cholesky_module, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cholesky_module, "factor_in_place", factored)
+    solver = Cholesky()
+    found = solver.solve(solver.factor(operator(gram_matrix(30)), [1.0, 1e-2, 1e-3]), targets(30))
+    assert [one.seconds for one in found] == [100.0, 100.0, 100.0]
